@@ -1,1 +1,95 @@
-//! runtime
+//! Boots, stops, pauses, snapshots, restores and adopts machines: one file per runtime, one table, and the shim.
+//!
+//! A runtime knows nothing of stores, images or owners. All state of a machine is files in its [`MachineDir`], so a
+//! runtime itself is stateless and a restarted server can adopt what runs.
+
+mod dir;
+mod error;
+mod process;
+mod spec;
+
+pub mod shim;
+pub mod table;
+
+#[cfg(feature = "stub")]
+mod stub;
+
+mod qemu;
+
+pub use dir::MachineDir;
+pub use error::Error;
+pub use process::{Adopted, ExitReport, Process};
+pub use spec::{MachineSpec, Nic, RuntimeConfig, User};
+
+use std::path::Path;
+
+use async_trait::async_trait;
+use hutch_contract::node::{Capabilities, RuntimeInfo};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A byte stream to a guest.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// How the agent of a machine is reached.
+pub enum Channel {
+    /// Outlives connections on both sides and may carry half-sent bytes of an older one: needs the link layer.
+    Wire(Box<dyn Stream>),
+    /// A connection of its own: ends with either side.
+    Connection(Box<dyn Stream>),
+}
+
+/// What runs machines.
+///
+/// No call waits for the guest; only `stop` speaks to it at all. Each call ends by itself within seconds unless the
+/// host hangs; callers set deadlines all the same.
+#[async_trait]
+pub trait Runtime: Send + Sync {
+    /// The word for it in the API and the configuration.
+    fn name(&self) -> &'static str;
+
+    /// Whether it is usable here, why not, and what it can do. Cheap after the first call.
+    async fn probe(&self) -> RuntimeInfo;
+
+    /// What it can do here, as `probe` would say.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Boots a machine whose directory is prepared: disk, kernel, initramfs and modules disk are in place and nothing
+    /// of an earlier run is alive. Returns when the VMM runs; the guest is then still booting.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] when something of this machine is alive already; [`Error::Exited`] with the VMM's own words
+    /// when it ended at once. Nothing is left running after an error.
+    async fn start(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Process, Error>;
+
+    /// Continues a machine from a memory snapshot in the directory `snapshot`, relative to the machine's. The same
+    /// spec as `start`: identity comes afterwards.
+    async fn restore(
+        &self,
+        dir: &MachineDir,
+        spec: &MachineSpec,
+        snapshot: &Path,
+    ) -> Result<Process, Error>;
+
+    /// Finds out what is the case with a machine that an earlier server started.
+    async fn adopt(&self, dir: &MachineDir) -> Result<Adopted, Error>;
+
+    /// Asks the guest to power off by the VMM's own means (a power button). Guests with an agent are asked there.
+    async fn stop(&self, dir: &MachineDir) -> Result<(), Error>;
+
+    /// Ends the VMM at once. A machine that does not run is no error; one whose identity cannot be proved is.
+    async fn kill(&self, dir: &MachineDir) -> Result<(), Error>;
+
+    /// Stops execution; memory stays.
+    async fn pause(&self, dir: &MachineDir) -> Result<(), Error>;
+
+    /// Goes on after `pause`.
+    async fn resume(&self, dir: &MachineDir) -> Result<(), Error>;
+
+    /// Writes device state and memory of a paused machine to the directory `into`.
+    async fn snapshot(&self, dir: &MachineDir, into: &Path) -> Result<(), Error>;
+
+    /// Opens the way to the agent. May succeed before the guest listens; may fail while the VMM is still starting.
+    async fn channel(&self, dir: &MachineDir) -> Result<Channel, Error>;
+}

@@ -1,0 +1,195 @@
+//! Records in the store. Each carries a `format`; a newer one than we know is refused, never guessed at.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ImageId, KeyId, MachineId, OperationId, OwnerId};
+use crate::image::{Image, ImageSource};
+use crate::key::Scope;
+use crate::machine::{Exit, Isolation, Timing};
+use crate::name::Name;
+use crate::operation::OperationState;
+
+/// The format of the records written by this version.
+pub const FORMAT: u32 = 1;
+
+/// The level that a machine is wanted at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wanted {
+    /// Executing.
+    Running,
+    /// Not executing, disk kept.
+    Stopped,
+    /// In memory, not executing.
+    Paused,
+    /// Gone.
+    Deleted,
+}
+
+/// What was last seen of a machine. What can be seen again (a live process) is looked at, not believed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Observed {
+    /// Nothing of it is on the host yet, or nothing any more.
+    Absent,
+    /// Its directory and disk are complete.
+    Prepared,
+    /// Its process runs and its agent has been configured.
+    Running,
+    /// Paused by us.
+    Paused,
+    /// Not running; the disk is there.
+    Stopped,
+    /// Given up until somebody asks again.
+    Failed {
+        /// A stable word.
+        code: String,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A process may be there, and we cannot prove whose it is.
+    Unknown {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// A machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Its id.
+    pub id: MachineId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// Its name, reserved in the same commit.
+    pub name: Name,
+    /// Its slot on this node, reserved in the same commit: addresses, ports and uids derive from it.
+    pub slot: u16,
+    /// The image that its disk is cloned from.
+    pub image: ImageId,
+    /// What that was called.
+    pub image_name: Name,
+    /// What runs it.
+    pub runtime: String,
+    /// How well it is kept apart from the host.
+    pub isolation: Isolation,
+    /// Virtual CPUs.
+    pub vcpu: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Root disk in GiB.
+    pub disk_gib: u32,
+    /// Environment of every process.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// The owner's labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// The level it is wanted at.
+    pub wanted: Wanted,
+    /// What was last seen.
+    pub observed: Observed,
+    /// Counts requests for a level, so that "stop, then start" is not taken for "already running".
+    pub generation: u64,
+    /// The generation that the last finished start or stop served.
+    pub served: u64,
+    /// How it last ended.
+    #[serde(default)]
+    pub exit: Option<Exit>,
+    /// Starts since creation.
+    pub starts: u32,
+    /// Restarts in a row that did not come to run; a back-off grows with it.
+    #[serde(default)]
+    pub failed_starts: u32,
+    /// When it was created, UTC, in milliseconds since 1970.
+    pub created_at_ms: u64,
+    /// When it last came to run.
+    #[serde(default)]
+    pub started_at_ms: Option<u64>,
+    /// What its guest could not apply.
+    #[serde(default)]
+    pub unapplied: Vec<String>,
+    /// Steps of the last start.
+    #[serde(default)]
+    pub timings: Vec<Timing>,
+}
+
+/// An image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Its id.
+    pub id: ImageId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// Its name.
+    pub name: Name,
+    /// Where it came from.
+    pub source: ImageSource,
+    /// sha256 of the disk.
+    pub sha256: String,
+    /// Size of the disk in bytes.
+    pub size_bytes: u64,
+    /// Bytes that hold something.
+    pub used_bytes: u64,
+    /// When it was made, UTC, in milliseconds since 1970.
+    pub created_at_ms: u64,
+}
+
+impl From<ImageRecord> for Image {
+    fn from(record: ImageRecord) -> Image {
+        Image {
+            id: record.id,
+            name: record.name,
+            source: record.source,
+            sha256: record.sha256,
+            size_bytes: record.size_bytes,
+            used_bytes: record.used_bytes,
+            created_at_ms: record.created_at_ms,
+        }
+    }
+}
+
+/// An operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationRecord {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Its id.
+    pub id: OperationId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// What is being done.
+    pub kind: String,
+    /// Id of what it is done to.
+    pub target: String,
+    /// How far it is; progress within a step is not stored.
+    pub state: OperationState,
+    /// When it began, UTC, in milliseconds since 1970.
+    pub created_at_ms: u64,
+}
+
+/// A key. The secret itself is nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRecord {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Its id.
+    pub id: KeyId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// What it may do.
+    pub scope: Scope,
+    /// sha256 of the secret, in hexadecimal. The secret has 256 random bits, so no salt is needed.
+    pub secret_sha256: String,
+    /// When it was made, UTC, in milliseconds since 1970.
+    pub created_at_ms: u64,
+    /// When it ends, UTC, in milliseconds since 1970.
+    #[serde(default)]
+    pub expires_at_ms: Option<u64>,
+}

@@ -1,0 +1,55 @@
+//! What a runtime is told: plain data.
+
+use std::path::PathBuf;
+
+/// A machine as a runtime sees it. Its files are in its directory under fixed names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineSpec {
+    /// The machine's id, for process titles and labels.
+    pub id: String,
+    /// `h<tag>-<slot>`: the name that everything outside of its directory carries.
+    pub label: String,
+    /// Virtual CPUs.
+    pub vcpu: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Added to the kernel's command line.
+    pub kernel_args: Vec<String>,
+    /// Its network card.
+    pub nic: Nic,
+    /// Who the VMM runs as; only when the server is root.
+    pub user: Option<User>,
+}
+
+/// A machine's network card.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Nic {
+    /// None at all.
+    None,
+    /// The VMM's own user-mode network with every way out closed: the guest sees a card and reaches nothing.
+    Restricted,
+}
+
+/// Who a VMM runs as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// What all runtimes are configured with.
+#[derive(Debug, Clone)]
+pub struct RuntimeConfig {
+    /// The program whose hidden subcommand `shim` launches VMMs: `hutch` itself.
+    pub launcher: PathBuf,
+    /// The VMM, when it is not the first of its usual names in `PATH`.
+    pub program: Option<PathBuf>,
+    /// `kvm` or `tcg`, when it is not to be found out.
+    pub acceleration: Option<String>,
+    /// The agent, for runtimes that run it on the host (the stub).
+    pub agent: PathBuf,
+    /// The most bytes of console output kept per machine.
+    pub console_bytes: u64,
+}
