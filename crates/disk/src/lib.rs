@@ -1,1 +1,15 @@
-//! disk
+//! Files that hold disks: copy-on-write clones, growth, free space, and publishing that survives
+//! a crash.
+//!
+//! Everything here is synchronous and knows plain files only: no filesystem inside a disk is
+//! read, and no machine, image or store is known.
+
+mod clone;
+mod error;
+mod publish;
+mod space;
+
+pub use clone::{Cloned, Method, clone_file, reflink_supported};
+pub use error::{Error, Kind};
+pub use publish::{publish_dir, sync_dir, write_atomic};
+pub use space::{free_bytes, grow};

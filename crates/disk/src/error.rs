@@ -1,0 +1,88 @@
+//! What can go wrong with a disk file, and how a caller tells the cases apart.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The class of an error; decides status, exit code and retry at the edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The filesystem or the quota is full; worth a retry once space was freed.
+    Full,
+    /// A file or directory that must exist does not.
+    NotFound,
+    /// Something stands where a new file or directory must go; nothing was replaced.
+    Exists,
+    /// The request makes no sense for this file.
+    Invalid,
+    /// Anything else the operating system said.
+    Other,
+}
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A system call on a path was refused.
+    #[error("cannot {action} {}", .path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file or directory it was tried on.
+        path: PathBuf,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A disk was asked to become smaller.
+    #[error("{} holds {size_bytes} bytes and cannot shrink to {wanted_bytes}", .path.display())]
+    Shrink {
+        /// The disk.
+        path: PathBuf,
+        /// Its size now.
+        size_bytes: u64,
+        /// The size that was asked for.
+        wanted_bytes: u64,
+    },
+    /// Only regular files are disks here.
+    #[error("{} is not a regular file", .path.display())]
+    NotAFile {
+        /// What was given.
+        path: PathBuf,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// The class of this error.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Error::Io { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::Full,
+                io::ErrorKind::NotFound => Kind::NotFound,
+                io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => Kind::Exists,
+                _ => Kind::Other,
+            },
+            Error::Shrink { .. } | Error::NotAFile { .. } => Kind::Invalid,
+        }
+    }
+
+    /// What the user can do about it, where we know.
+    pub fn hint(&self) -> Option<String> {
+        match (self.kind(), self) {
+            (Kind::Full, _) => {
+                Some("free some space, or remove images and machines that are not needed".into())
+            }
+            (_, Error::Shrink { .. }) => {
+                Some("disks only grow; copy the files to a machine with a smaller disk".into())
+            }
+            _ => None,
+        }
+    }
+}
