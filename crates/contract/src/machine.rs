@@ -68,8 +68,6 @@ pub enum Status {
     Stopping,
     /// Not running; its disk is kept.
     Stopped,
-    /// In memory, not executing.
-    Paused,
     /// It could not be brought to what was wanted; see `reason`.
     Failed,
     /// The identity of its process cannot be proved; nothing is done to it.
@@ -80,12 +78,11 @@ pub enum Status {
 
 impl Status {
     /// All of them, in the order of a life.
-    pub const ALL: [Status; 8] = [
+    pub const ALL: [Status; 7] = [
         Status::Starting,
         Status::Running,
         Status::Stopping,
         Status::Stopped,
-        Status::Paused,
         Status::Failed,
         Status::Unknown,
         Status::Deleting,
@@ -98,7 +95,6 @@ impl Status {
             Status::Running => "running",
             Status::Stopping => "stopping",
             Status::Stopped => "stopped",
-            Status::Paused => "paused",
             Status::Failed => "failed",
             Status::Unknown => "unknown",
             Status::Deleting => "deleting",

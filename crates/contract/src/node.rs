@@ -51,3 +51,29 @@ pub struct Capabilities {
     /// Whether vCPUs or memory can change while it runs.
     pub live_resize: bool,
 }
+
+/// What `hutch doctor` found out about one thing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What was looked at: `acceleration`, `disk`, `network`, …
+    pub area: String,
+    /// How it is.
+    pub level: Level,
+    /// What was found, in a sentence.
+    pub found: String,
+    /// How to get more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// How good a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// As good as it gets.
+    Good,
+    /// Works, and could be better.
+    Limited,
+    /// Machines cannot be made without it.
+    Missing,
+}

@@ -22,8 +22,6 @@ pub enum Wanted {
     Running,
     /// Not executing, disk kept.
     Stopped,
-    /// In memory, not executing.
-    Paused,
     /// Gone.
     Deleted,
 }
@@ -34,12 +32,8 @@ pub enum Wanted {
 pub enum Observed {
     /// Nothing of it is on the host yet, or nothing any more.
     Absent,
-    /// Its directory and disk are complete.
-    Prepared,
     /// Its process runs and its agent has been configured.
     Running,
-    /// Paused by us.
-    Paused,
     /// Not running; the disk is there.
     Stopped,
     /// Given up until somebody asks again.
@@ -97,6 +91,9 @@ pub struct MachineRecord {
     pub generation: u64,
     /// The generation that the last finished start or stop served.
     pub served: u64,
+    /// Stop first, although `running` is wanted; cleared once it has stopped.
+    #[serde(default)]
+    pub restart: bool,
     /// How it last ended.
     #[serde(default)]
     pub exit: Option<Exit>,

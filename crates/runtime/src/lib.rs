@@ -55,6 +55,11 @@ pub trait Runtime: Send + Sync {
     /// What it can do here, as `probe` would say.
     fn capabilities(&self) -> Capabilities;
 
+    /// Whether its machines boot a kernel of ours: then kernel, initramfs and modules disk lie in the directory.
+    fn boots_kernel(&self) -> bool {
+        true
+    }
+
     /// Boots a machine whose directory is prepared: disk, kernel, initramfs and modules disk are in place and nothing
     /// of an earlier run is alive. Returns when the VMM runs; the guest is then still booting.
     ///
