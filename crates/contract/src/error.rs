@@ -84,7 +84,10 @@ impl Kind {
 
     /// Whether the same request may succeed later without a change by the caller.
     pub fn retryable(self) -> bool {
-        matches!(self, Kind::Unavailable | Kind::Timeout | Kind::QuotaExceeded | Kind::Exhausted)
+        matches!(
+            self,
+            Kind::Unavailable | Kind::Timeout | Kind::QuotaExceeded | Kind::Exhausted
+        )
     }
 }
 

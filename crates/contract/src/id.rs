@@ -111,7 +111,14 @@ mod tests {
 
     #[test]
     fn only_the_canonical_form_is_an_id() {
-        for text in ["", "mch-", "mch", "img-01arz3ndektsv4rrffq69g5fav", "mch-01ARZ3NDEKTSV4RRFFQ69G5FAV", "mch-../x"] {
+        for text in [
+            "",
+            "mch-",
+            "mch",
+            "img-01arz3ndektsv4rrffq69g5fav",
+            "mch-01ARZ3NDEKTSV4RRFFQ69G5FAV",
+            "mch-../x",
+        ] {
             assert!(text.parse::<MachineId>().is_err(), "{text}");
         }
     }

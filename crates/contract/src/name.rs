@@ -43,7 +43,9 @@ impl FromStr for Name {
         if good {
             Ok(Self(text.to_owned()))
         } else {
-            Err(InvalidName { text: text.chars().take(64).collect() })
+            Err(InvalidName {
+                text: text.chars().take(64).collect(),
+            })
         }
     }
 }
@@ -88,7 +90,9 @@ mod tests {
     #[test]
     fn what_could_be_a_path_an_option_or_markup_is_not() {
         let long = "a".repeat(64);
-        for text in ["", "-rf", "a-", "..", "a/b", "A", "a_b", "é", "a.b", "a\n", "a b", "%2e", &long] {
+        for text in [
+            "", "-rf", "a-", "..", "a/b", "A", "a_b", "é", "a.b", "a\n", "a b", "%2e", &long,
+        ] {
             assert!(text.parse::<Name>().is_err(), "{text:?}");
         }
     }
