@@ -6,6 +6,7 @@ use std::time::Instant;
 use hutch_store::{Key, SqliteStore, Store, Write};
 
 const COMMITS: usize = 4_096;
+const RECORDS: usize = 1_024;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -44,7 +45,8 @@ async fn write(
 ) -> Result<Vec<f64>, hutch_store::Error> {
     let mut waits = Vec::with_capacity(times);
     for i in 0..times {
-        let key = |kind: &str| Key::new(format!("{kind}/{task}-{}", i % 32));
+        let record = (task * times + i) % RECORDS;
+        let key = |kind: &str| Key::new(format!("{kind}/{record}"));
         let writes = vec![
             Write::Put(key("machine")?, vec![7; 1024]),
             Write::Put(key("operation")?, vec![7; 1024]),

@@ -48,7 +48,8 @@ pub(super) fn open_writer(path: &Path, max_pages: Option<u32>) -> Result<Connect
             known,
         });
     }
-    configure(&conn, path)?;
+    configure(&conn).map_err(at)?;
+    empty_log(&conn).map_err(at)?;
     if let Some(pages) = max_pages {
         conn.pragma_update(None, "max_page_count", pages)
             .map_err(at)?;
@@ -64,6 +65,7 @@ pub(super) fn open_writer(path: &Path, max_pages: Option<u32>) -> Result<Connect
     } else {
         tracing::info!(path = %path.display(), size, "file is large: rows are checked as read");
     }
+    verify(&conn, path)?;
     Ok(conn)
 }
 
@@ -92,28 +94,38 @@ fn schema(conn: &Connection) -> rusqlite::Result<i64> {
     conn.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Sets what durability depends on, and believes only what is read back.
-fn configure(conn: &Connection, path: &Path) -> Result<(), Error> {
-    let settings = [
-        ("journal_mode", "wal"),
-        ("synchronous", "2"),
-        ("foreign_keys", "1"),
-        ("cell_size_check", "1"),
-        // The writer does it, so that an error of it is seen.
-        ("wal_autocheckpoint", "0"),
-    ];
-    for (setting, wanted) in settings {
-        let found = (|| {
-            conn.pragma_update(None, setting, wanted)?;
-            conn.pragma_query_value(None, setting, |row| {
+/// What durability and the checks depend on; `wal_autocheckpoint` because SQLite would hide an
+/// i/o error of a checkpoint that it makes by itself.
+const SETTINGS: [(&str, &str); 5] = [
+    ("journal_mode", "wal"),
+    ("synchronous", "2"),
+    ("foreign_keys", "1"),
+    ("cell_size_check", "1"),
+    ("wal_autocheckpoint", "0"),
+];
+
+fn configure(conn: &Connection) -> rusqlite::Result<()> {
+    for (setting, wanted) in SETTINGS {
+        let mut pragma = conn.prepare(&format!("PRAGMA {setting} = {wanted}"))?;
+        let mut rows = pragma.query([])?;
+        // To the end: the switch to WAL is written, and may fail, after the row that reports it.
+        while rows.next()?.is_some() {}
+    }
+    Ok(())
+}
+
+/// Believes what is read back only. To be called after the file was read, when SQLite knows.
+fn verify(conn: &Connection, path: &Path) -> Result<(), Error> {
+    for (setting, wanted) in SETTINGS {
+        let found = conn
+            .pragma_query_value(None, setting, |row| {
                 let value = row.get_ref(0)?;
-                Ok(value.as_str().map_or_else(
-                    |_| value.as_i64().map(|n| n.to_string()),
-                    |text| Ok(text.to_owned()),
-                )?)
+                Ok(match value.as_i64() {
+                    Ok(number) => number.to_string(),
+                    Err(_) => value.as_str()?.to_owned(),
+                })
             })
-        })()
-        .map_err(|source| Error::sqlite(path, source))?;
+            .map_err(|source| Error::sqlite(path, source))?;
         if found != wanted {
             return Err(Error::Setting {
                 path: path.into(),
@@ -124,6 +136,14 @@ fn configure(conn: &Connection, path: &Path) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Copies what an earlier process left in the log into the database.
+///
+/// If that process ended because an fsync of the log failed, the kernel may hold pages of the log
+/// that it calls clean and that the disk never got. A commit behind them would be lost with them.
+fn empty_log(conn: &Connection) -> rusqlite::Result<()> {
+    conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
 }
 
 fn migrate(conn: &mut Connection) -> rusqlite::Result<()> {
@@ -342,7 +362,8 @@ mod tests {
     fn settings_that_do_not_take_are_an_error() {
         // A database in memory has no write-ahead log.
         let conn = Connection::open_in_memory().unwrap();
-        let error = configure(&conn, Path::new(":memory:")).unwrap_err();
+        configure(&conn).unwrap();
+        let error = verify(&conn, Path::new(":memory:")).unwrap_err();
         assert!(
             matches!(
                 error,

@@ -87,13 +87,16 @@ impl Writer {
         if let Err(error) = keep_log_on_close(&self.conn) {
             tracing::error!(%error, "the log may be copied on close");
         }
-        // Ends the subscriptions, and with the connection every write to the file.
-        drop(self);
+        drop(self.news);
+        // The connection stays: if it closed, the next reader would read the log anew and find
+        // there the commit that was just said to have failed.
         while let Some(job) = jobs.blocking_recv() {
-            let error = Error::Stopped {
-                cause: Some(cause.clone()),
-            };
-            answer(job, Err(error));
+            answer(
+                job,
+                Err(Error::Stopped {
+                    cause: Some(cause.clone()),
+                }),
+            );
         }
     }
 

@@ -6,3 +6,4 @@ mod conformance;
 mod durability;
 mod model;
 mod sqlite;
+mod sys;
