@@ -1,0 +1,130 @@
+//! The commands: one file each, and one row each in [`Command`] and its [`run`](Command::run).
+
+mod completion;
+mod cp;
+mod create;
+mod delete;
+mod doctor;
+mod exec;
+mod get;
+mod image;
+mod list;
+mod logs;
+mod restart;
+mod run;
+mod runtime;
+pub mod serve;
+mod start;
+mod stop;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use futures::StreamExt;
+use hutch_contract::client::Client;
+
+use crate::error::Error;
+use crate::signals::Signals;
+use crate::target::Place;
+use crate::ui::Ui;
+
+/// How many machines one command works on at the same time.
+const AT_ONCE: usize = 16;
+
+/// What every command gets.
+pub struct App {
+    /// The streams.
+    pub ui: Ui,
+    /// Which server is meant.
+    pub place: Place,
+}
+
+impl App {
+    /// A client of the server that is meant.
+    pub fn client(&self) -> Result<Client, Error> {
+        self.place.client()
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Serve(serve::Args),
+    Doctor(doctor::Args),
+    Run(run::Args),
+    Create(create::Args),
+    #[command(visible_alias = "ls")]
+    List(list::Args),
+    Get(get::Args),
+    Start(start::Args),
+    Stop(stop::Args),
+    Restart(restart::Args),
+    #[command(visible_alias = "rm")]
+    Delete(delete::Args),
+    Exec(exec::Args),
+    Logs(logs::Args),
+    Cp(cp::Args),
+    Image(image::Args),
+    Runtime(runtime::Args),
+    Completion(completion::Args),
+}
+
+impl Command {
+    /// Whether the exit code is that of a command in a machine, so that our own failures need one of their own.
+    pub fn passes_exit_code_on(&self) -> bool {
+        matches!(self, Command::Run(_) | Command::Exec(_))
+    }
+
+    /// Does it. A signal ends a command by dropping it, but for the two that have something to put in order before.
+    pub async fn run(self, app: &App) -> Result<ExitCode, Error> {
+        let mut signals = Signals::listen()?;
+        match self {
+            Command::Serve(args) => serve::run(args, app, signals).await,
+            Command::Run(args) => run::run(args, app, signals).await,
+            Command::Doctor(args) => signals.or(doctor::run(args, app)).await,
+            Command::Create(args) => signals.or(create::run(args, app)).await,
+            Command::List(args) => signals.or(list::run(args, app)).await,
+            Command::Get(args) => signals.or(get::run(args, app)).await,
+            Command::Start(args) => signals.or(start::run(args, app)).await,
+            Command::Stop(args) => signals.or(stop::run(args, app)).await,
+            Command::Restart(args) => signals.or(restart::run(args, app)).await,
+            Command::Delete(args) => signals.or(delete::run(args, app)).await,
+            Command::Exec(args) => signals.or(exec::run(args, app)).await,
+            Command::Logs(args) => signals.or(logs::run(args, app)).await,
+            Command::Cp(args) => signals.or(cp::run(args, app)).await,
+            Command::Image(args) => signals.or(image::run(args, app)).await,
+            Command::Runtime(args) => signals.or(runtime::run(args, app)).await,
+            Command::Completion(args) => completion::run(args),
+        }
+    }
+}
+
+/// Does the same to several things at once and names each that it is done to, in the order given. A failure is told
+/// and stops none of the others; the exit code is that of the first.
+async fn each<'a, Done>(
+    app: &App,
+    names: &'a [String],
+    act: impl Fn(&'a str) -> Done,
+) -> Result<ExitCode, Error>
+where
+    Done: Future<Output = Result<(), Error>>,
+{
+    let mut results = futures::stream::iter(names)
+        .map(|name| act(name))
+        .buffered(AT_ONCE)
+        .enumerate();
+    let mut first_failure = None;
+    while let Some((index, result)) = results.next().await {
+        match result {
+            Ok(()) => app.ui.name(&names[index])?,
+            Err(error) => {
+                error.report(app.ui);
+                first_failure.get_or_insert(error.exit_code(None));
+            }
+        }
+    }
+    match first_failure {
+        Some(exit_code) => Err(Error::Reported { exit_code }),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,121 @@
+//! `hutch get`.
+
+use std::process::ExitCode;
+
+use hutch_contract::machine::{Exit, Isolation, Machine};
+
+use super::App;
+use crate::error::Error;
+use crate::ui::{age, printable};
+
+/// Show a machine
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  hutch get web
+  hutch get web --json | jq -r .id")]
+pub struct Args {
+    /// Name or id of the machine
+    machine: String,
+}
+
+pub async fn run(args: Args, app: &App) -> Result<ExitCode, Error> {
+    let machine = app.client()?.machine(&args.machine).await?;
+    if app.ui.json {
+        app.ui.object(&machine)?;
+    } else {
+        for (what, how) in facts(&machine) {
+            app.ui
+                .line(format_args!("{what:<10} {}", printable(&how)))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a person wants to know of a machine, in that order.
+fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
+    let mut facts = vec![
+        ("name", machine.name.to_string()),
+        ("id", machine.id.to_string()),
+        ("status", machine.status.as_str().to_owned()),
+    ];
+    facts.extend(machine.reason.clone().map(|reason| ("reason", reason)));
+    facts.extend(
+        machine
+            .exit
+            .as_ref()
+            .map(|exit| ("last end", how_it_ended(exit))),
+    );
+    facts.push((
+        "image",
+        format!("{} ({})", machine.image_name, machine.image),
+    ));
+    facts.push((
+        "runtime",
+        format!("{}, {}", machine.runtime, isolation(machine.isolation)),
+    ));
+    facts.push((
+        "size",
+        format!(
+            "{} vCPU, {} MiB, {} GiB",
+            machine.vcpu, machine.memory_mib, machine.disk_gib
+        ),
+    ));
+    facts.push(("created", format!("{} ago", age(machine.created_at_ms))));
+    facts.extend(machine.started_at_ms.map(|at| {
+        (
+            "started",
+            format!("{} ago, {} in all", age(at), machine.starts),
+        )
+    }));
+    facts.extend(
+        machine
+            .env
+            .iter()
+            .map(|(key, value)| ("env", format!("{key}={value}"))),
+    );
+    facts.extend(
+        machine
+            .labels
+            .iter()
+            .map(|(key, value)| ("label", format!("{key}={value}"))),
+    );
+    facts.extend(
+        machine
+            .operation
+            .as_ref()
+            .map(|operation| ("operation", operation.to_string())),
+    );
+    facts.extend(
+        machine
+            .unapplied
+            .iter()
+            .map(|what| ("unapplied", what.clone())),
+    );
+    facts
+}
+
+fn how_it_ended(exit: &Exit) -> String {
+    match exit {
+        Exit::PowerOff => "powered off by the guest".to_owned(),
+        Exit::Reboot => "rebooted by the guest".to_owned(),
+        Exit::Panic => "the guest's kernel gave up".to_owned(),
+        Exit::Killed => "ended as was wanted".to_owned(),
+        Exit::Code { code } => {
+            format!("the virtual machine monitor ended by itself with code {code}")
+        }
+        Exit::Signal { signal } => {
+            format!("the virtual machine monitor was ended by signal {signal}")
+        }
+        Exit::Lost => "gone, and nobody saw how".to_owned(),
+    }
+}
+
+/// How well a machine is kept apart, in words.
+pub fn isolation(isolation: Isolation) -> &'static str {
+    match isolation {
+        Isolation::Hardware => "hardware virtualization",
+        Isolation::Emulation => "emulation, no security boundary",
+        Isolation::SharedKernel => "shared kernel",
+        Isolation::None => "no isolation",
+    }
+}
