@@ -39,3 +39,31 @@ pub struct EngineConfig {
     /// How long a guest may take from power-on to its agent's first answer, in milliseconds.
     pub boot_timeout_ms: u64,
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// A configuration for tests in `dir`.
+    pub(crate) fn config(dir: &Path) -> EngineConfig {
+        EngineConfig {
+            data_dir: dir.join("data"),
+            cache_dir: dir.join("cache"),
+            launcher: "hutch".into(),
+            agent: "hutch-agent".into(),
+            kernel: None,
+            runtime: None,
+            runtime_programs: BTreeMap::new(),
+            acceleration: None,
+            allow_emulation: true,
+            max_machines: 100,
+            memory_overcommit: 4,
+            memory_floor_mib: 256,
+            disk_reserve_mib: 1024,
+            image_max_bytes: 20 << 30,
+            console_bytes: 1 << 20,
+            boot_timeout_ms: 60_000,
+        }
+    }
+}

@@ -1,34 +1,39 @@
 //! The brain: what may happen, in which order, and after a crash. No HTTP, no environment, nothing printed.
 //!
-//! Reading order: [`plan`](mod@plan) holds all policy, `drive` performs its steps with one task per machine, `machines`
-//! admits requests, `recover` starts everything again after a crash, `inventory` lists what may be left of us.
+//! Reading order: [`plan`](mod@plan) holds all policy, `drive` performs its steps with one task per machine,
+//! `machines` admits requests, `engine` starts everything again after a crash, `inventory` lists what may be left of
+//! us on a host.
 
 mod access;
 mod admission;
 mod config;
 mod deadline;
+mod doctor;
 mod drive;
+mod engine;
 mod error;
 mod exec;
 mod files;
 mod images;
 mod inventory;
+mod kernel;
 mod keys;
 mod machines;
 mod names;
 mod operations;
 mod plan;
-mod recover;
+mod prepare;
 mod rows;
 
-pub use access::Access;
 pub use config::EngineConfig;
+pub use doctor::doctor;
+pub use engine::Engine;
 pub use error::Error;
 pub use exec::{ExecOutput, Execution};
-pub use files::FileBytes;
+pub use files::{FileBytes, WriteFile};
 pub use inventory::{Item, inventory};
 pub use keys::Principal;
-pub use machines::{Admitted, Engine, ListMachines};
+pub use machines::{Admitted, ListMachines, Target};
 
 pub use hutch_image::child_main as build_disk_main;
 pub use hutch_runtime::shim::main as shim_main;

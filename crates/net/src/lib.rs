@@ -1,1 +1,21 @@
-//! net
+//! Networks of machines on the host: names, and later taps, addresses and firewall.
+
+/// Longest name of a network interface, from `IFNAMSIZ` in `linux/if.h` without its NUL.
+pub const MAX_INTERFACE_NAME: usize = 15;
+
+/// The name that everything of a machine carries outside of its directory: `h<tag>-<slot>`.
+///
+/// `tag` has four characters, so that every slot fits into an interface's name.
+pub fn label(tag: &str, slot: u16) -> String {
+    format!("h{tag}-{slot}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_fits_into_an_interface_name() {
+        assert!(label("abcd", u16::MAX).len() <= MAX_INTERFACE_NAME);
+    }
+}

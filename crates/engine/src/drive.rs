@@ -1,0 +1,605 @@
+//! Performs the plan's steps: one task per machine, which alone touches the machine's process and files.
+//!
+//! A step may be dropped at any await (a newer wish, the end of the server). What is the case on the host is then
+//! looked at again, exactly as after a crash, so there is one way back and not two.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hutch_contract::machine::{Exit, Timing};
+use hutch_contract::record::{MachineRecord, Observed, Wanted};
+use hutch_guest::session::{Configure, Session, ShutdownMode};
+use hutch_runtime::{Adopted, Channel, MachineDir, MachineSpec, Nic, Process, Runtime, User};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::engine::{Machine, Shared};
+use crate::plan::{self, Facts, Life, Step};
+use crate::rows::Current;
+use crate::{Error, deadline, keys, prepare};
+
+/// A VMM's user id is this and the machine's slot: far above people's and services'.
+const FIRST_UID: u32 = 0x7000_0000;
+/// A guest that ran shorter than this before it rebooted is restarted with a growing delay.
+const SHORT_RUN: Duration = Duration::from_secs(30);
+/// Between two looks at a process that could not be proved.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// What the task has in its hands.
+enum Body {
+    None(Option<Exit>),
+    Alive(Process),
+    Unproved(String),
+}
+
+/// The task of one machine.
+pub(crate) struct Driver {
+    shared: Arc<Shared>,
+    machine: Arc<Machine>,
+    runtime: Arc<dyn Runtime>,
+    dir: MachineDir,
+    body: Body,
+    files: bool,
+    /// Failures of steps in a row.
+    failures: u32,
+    /// Restarts in a row of a guest that reboots soon after it came to run.
+    reboots: u32,
+    running_since: Option<Instant>,
+    clock: Phases,
+}
+
+impl Driver {
+    pub fn new(shared: Arc<Shared>, machine: Arc<Machine>, runtime: Arc<dyn Runtime>) -> Driver {
+        let dir = MachineDir::new(shared.machine_dir(&machine.cell.id));
+        Driver {
+            shared,
+            machine,
+            runtime,
+            dir,
+            body: Body::None(None),
+            files: false,
+            failures: 0,
+            reboots: 0,
+            running_since: None,
+            clock: Phases::default(),
+        }
+    }
+
+    /// Drives the machine until it is gone or the server ends. `fresh`: it was just created, nothing can be there.
+    pub async fn run(mut self, fresh: bool) {
+        let stop = self.shared.stop.clone();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.live(fresh) => {}
+        }
+    }
+
+    async fn live(&mut self, fresh: bool) {
+        if !fresh {
+            self.look().await;
+        }
+        let mut records = self.machine.cell.watch();
+        loop {
+            let Some(current) = records.borrow_and_update().clone() else {
+                return;
+            };
+            let step = plan::next(&current.record, &self.facts());
+            if step == Step::Rest {
+                self.clock.end();
+                self.rest(&mut records).await;
+                continue;
+            }
+            let superseded = superseded(&step, records.clone());
+            let outcome = tokio::select! {
+                outcome = self.perform(&step, &current) => Some(outcome),
+                () = superseded => None,
+            };
+            match outcome {
+                Some(Ok(())) => self.failures = 0,
+                Some(Err(error)) => self.step_failed(&step, &current, error, &mut records).await,
+                None => {
+                    info!(machine = %self.machine.cell.id, ?step, "overtaken by a newer wish");
+                    self.look().await;
+                }
+            }
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        let life = match &self.body {
+            Body::None(exit) => Life::None(exit.clone()),
+            Body::Alive(_) => Life::Alive,
+            Body::Unproved(_) => Life::Unproved,
+        };
+        Facts {
+            life,
+            files: self.files,
+            greeted: self.machine.session.borrow().is_some(),
+        }
+    }
+
+    /// Finds out what is the case on the host.
+    async fn look(&mut self) {
+        self.files = prepare::is_complete(&self.dir);
+        self.machine.session.send_replace(None);
+        self.body = match timeout(deadline::ADOPT, self.runtime.adopt(&self.dir)).await {
+            Ok(Ok(Adopted::Absent)) => Body::None(None),
+            Ok(Ok(Adopted::Exited(report))) => Body::None(Some(report.exit)),
+            Ok(Ok(Adopted::Running(process))) => Body::Alive(process),
+            Ok(Ok(Adopted::Unknown { reason })) => Body::Unproved(reason),
+            Ok(Err(error)) => Body::Unproved(Error::from(error).chain()),
+            Err(_) => Body::Unproved("it could not be looked at in time".into()),
+        };
+    }
+
+    /// Waits until something happens that the plan must know.
+    async fn rest(&mut self, records: &mut watch::Receiver<Option<Current>>) {
+        let session = self.machine.session.borrow().clone();
+        let lost = async {
+            match &session {
+                Some(session) => session.closed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let exited = async {
+            match &self.body {
+                Body::Alive(process) => process.wait().await,
+                _ => std::future::pending().await,
+            }
+        };
+        let look_again = async {
+            match &self.body {
+                Body::Unproved(_) => sleep(LOOK_AGAIN).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = records.changed() => {}
+            report = exited => self.ended(report.exit),
+            () = lost => {
+                info!(machine = %self.machine.cell.id, "lost the connection to the agent");
+                self.machine.session.send_replace(None);
+            }
+            () = look_again => self.look().await,
+        }
+    }
+
+    fn ended(&mut self, exit: Exit) {
+        info!(machine = %self.machine.cell.id, ?exit, "ended");
+        self.machine.session.send_replace(None);
+        self.body = Body::None(Some(exit));
+    }
+
+    async fn perform(&mut self, step: &Step, current: &Current) -> Result<(), Error> {
+        match step {
+            Step::Rest => Ok(()),
+            Step::Prepare => self.prepare(&current.record).await,
+            Step::Boot => self.boot(&current.record).await,
+            Step::Greet => self.greet(&current.record).await,
+            Step::ShutDown => self.shut_down(&current.record).await,
+            Step::Kill => self.kill().await,
+            Step::NoteStopped(exit) => self.note_stopped(exit.clone()).await,
+            Step::NoteRestarting => self.note_restarting().await,
+            Step::NoteUnknown => self.note_unknown().await,
+            Step::Remove => self.remove().await,
+        }
+    }
+
+    async fn prepare(&mut self, record: &MachineRecord) -> Result<(), Error> {
+        self.clock.begin();
+        let started = Instant::now();
+        let image = self.shared.image_disk(&record.image);
+        let (dir, record) = (self.dir.clone(), record.clone());
+        blocking("prepare", move || prepare::prepare(&dir, &image, &record)).await?;
+        self.clock.phase("prepare", started);
+        self.files = true;
+        Ok(())
+    }
+
+    async fn boot(&mut self, record: &MachineRecord) -> Result<(), Error> {
+        self.clock.begin();
+        if let Body::None(Some(Exit::Reboot)) = self.body {
+            self.pause_before_reboot().await;
+        }
+        let started = Instant::now();
+        if self.runtime.boots_kernel() {
+            let boot_set = self.shared.kernel.get().await?;
+            let dir = self.dir.clone();
+            blocking("link the kernel", move || {
+                prepare::link_boot_set(&dir, &boot_set)
+            })
+            .await?;
+            self.clock.phase("kernel", started);
+        }
+        let started = Instant::now();
+        let spec = self.spec(record);
+        // From here until the result is in hand something may be alive that we do not hold.
+        self.body = Body::Unproved("it is being started".into());
+        let launched = timeout(deadline::LAUNCH, self.runtime.start(&self.dir, &spec)).await;
+        match launched {
+            Ok(Ok(process)) => {
+                info!(machine = %record.id, pid = process.pid(), "started");
+                self.body = Body::Alive(process);
+                self.clock.phase("vmm", started);
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                self.look().await;
+                Err(error.into())
+            }
+            Err(_) => {
+                self.look().await;
+                Err(Error::timeout("starting the VMM", deadline::LAUNCH))
+            }
+        }
+    }
+
+    async fn pause_before_reboot(&mut self) {
+        let short = self
+            .running_since
+            .take()
+            .is_none_or(|since| since.elapsed() < SHORT_RUN);
+        self.reboots = if short { self.reboots + 1 } else { 0 };
+        if self.reboots > 1 {
+            sleep(retry_delay(self.reboots)).await;
+        }
+    }
+
+    fn spec(&self, record: &MachineRecord) -> MachineSpec {
+        let label = self.shared.label(record.slot);
+        let user = rustix::process::geteuid().is_root().then(|| {
+            let id = FIRST_UID + u32::from(record.slot);
+            User { uid: id, gid: id }
+        });
+        MachineSpec {
+            id: record.id.to_string(),
+            label,
+            vcpu: record.vcpu,
+            memory_mib: record.memory_mib,
+            kernel_args: Vec::new(),
+            nic: Nic::Restricted,
+            user,
+        }
+    }
+
+    /// Reaches the agent, gives it its identity where it has none, and records that the machine runs.
+    async fn greet(&mut self, record: &MachineRecord) -> Result<(), Error> {
+        let Body::Alive(process) = &self.body else {
+            return Ok(());
+        };
+        let again = plan::came_to_run(record);
+        let limit = if again {
+            deadline::RECONNECT
+        } else {
+            Duration::from_millis(self.shared.config.boot_timeout_ms)
+        };
+        let started = Instant::now();
+        let session = tokio::select! {
+            session = self.connect(limit) => session?,
+            report = process.wait() => {
+                let how = self.last_words(&report).await;
+                self.ended(report.exit);
+                return if again { Ok(()) } else { Err(Error::EndedWhileBooting { how }) };
+            }
+        };
+        self.clock.phase("agent", started);
+        let started = Instant::now();
+        let mut unapplied = record.unapplied.clone();
+        if !session.hello().configured {
+            let identity = self.identity(record);
+            let reply = timeout(deadline::CONFIGURE, session.configure(identity)).await;
+            unapplied = reply
+                .map_err(|_| Error::timeout("configuring the guest", deadline::CONFIGURE))??;
+            self.clock.phase("configure", started);
+        }
+        let timings = self.clock.list();
+        self.machine
+            .cell
+            .update(|record| {
+                if record.observed != Observed::Running {
+                    record.observed = Observed::Running;
+                    record.starts += 1;
+                    record.started_at_ms = Some(self.shared.now_ms());
+                    record.exit = None;
+                    record.timings = timings;
+                }
+                record.unapplied = unapplied;
+                if record.wanted == Wanted::Running && !record.restart {
+                    record.served = record.generation;
+                }
+                Ok(())
+            })
+            .await?;
+        if !again {
+            self.running_since = Some(Instant::now());
+            info!(machine = %record.id, name = %record.name, "running");
+        }
+        self.machine.session.send_replace(Some(session));
+        Ok(())
+    }
+
+    /// Opens a session, again and again until `limit`: the VMM or the guest may still be on its way up.
+    async fn connect(&self, limit: Duration) -> Result<Session, Error> {
+        let end = tokio::time::Instant::now() + limit;
+        let mut attempt = 0;
+        loop {
+            let left = end.saturating_duration_since(tokio::time::Instant::now());
+            match timeout(left, self.open_session(left)).await {
+                Ok(Ok(session)) => return Ok(session),
+                Ok(Err(error)) => {
+                    tracing::debug!(machine = %self.machine.cell.id, error = %error.chain(), "no session yet");
+                    attempt += 1;
+                    let pause = retry_delay(attempt).min(Duration::from_secs(2));
+                    if tokio::time::Instant::now() + pause >= end {
+                        return Err(error);
+                    }
+                    sleep(pause).await;
+                }
+                Err(_) => {
+                    let name = self.machine.name();
+                    return Err(Error::AgentSilent { name });
+                }
+            }
+        }
+    }
+
+    async fn open_session(&self, limit: Duration) -> Result<Session, Error> {
+        match self.runtime.channel(&self.dir).await? {
+            Channel::Wire(stream) => {
+                let stream = hutch_guest::link::connect(stream, limit)
+                    .await
+                    .map_err(hutch_guest::session::Error::from)?;
+                Ok(Session::open(stream, limit).await?)
+            }
+            Channel::Connection(stream) => Ok(Session::open(stream, limit).await?),
+        }
+    }
+
+    fn identity(&self, record: &MachineRecord) -> Configure {
+        Configure {
+            machine_id: record.id.to_string(),
+            boot_nonce: keys::random_bytes::<16>().to_vec(),
+            hostname: Some(record.name.to_string()),
+            environment: record.env.clone().into_iter().collect(),
+            entropy: keys::random_bytes::<64>().to_vec(),
+            clock_unix_ms: self.shared.now_ms() as i64,
+            grow_root: true,
+            ..Configure::default()
+        }
+    }
+
+    async fn last_words(&self, report: &hutch_runtime::ExitReport) -> String {
+        let dir = self.dir.clone();
+        let console = blocking("read the console", move || Ok(prepare::console_tail(&dir)))
+            .await
+            .unwrap_or_default();
+        let mut how = format!("{:?}", report.exit).to_lowercase();
+        for words in [report.stderr_tail.as_str(), console.as_str()] {
+            if !words.is_empty() {
+                how.push_str("; ");
+                how.push_str(words);
+            }
+        }
+        how
+    }
+
+    async fn shut_down(&mut self, record: &MachineRecord) -> Result<(), Error> {
+        let Body::Alive(process) = &self.body else {
+            return Ok(());
+        };
+        let session = self.machine.session.borrow().clone();
+        let asked = match session {
+            Some(session) => Some(session),
+            // The server was restarted a moment ago, or the connection was lost: the guest still wants to be asked.
+            None if plan::came_to_run(record) => self.connect(deadline::STOP_GRACE).await.ok(),
+            None => None,
+        };
+        if let Some(session) = asked {
+            // A guest that cannot be asked is killed below.
+            if let Err(error) = session
+                .shutdown(ShutdownMode::PowerOff, deadline::STOP_GRACE)
+                .await
+            {
+                warn!(machine = %record.id, %error, "the guest cannot be asked to stop");
+            } else if let Ok(report) = timeout(deadline::STOP, process.wait()).await {
+                self.ended(report.exit);
+                return Ok(());
+            }
+        }
+        self.kill().await
+    }
+
+    async fn kill(&mut self) -> Result<(), Error> {
+        let Body::Alive(process) = &self.body else {
+            return Ok(());
+        };
+        timeout(deadline::KILL, async {
+            self.runtime.kill(&self.dir).await?;
+            process.wait().await;
+            Ok::<_, Error>(())
+        })
+        .await
+        .map_err(|_| Error::timeout("ending the VMM", deadline::KILL))??;
+        self.ended(Exit::Killed);
+        Ok(())
+    }
+
+    async fn note_stopped(&mut self, exit: Option<Exit>) -> Result<(), Error> {
+        self.machine
+            .cell
+            .update(|record| {
+                let by_itself = plan::came_to_run(record) && record.wanted == Wanted::Running;
+                record.observed = Observed::Stopped;
+                if exit.is_some() {
+                    record.exit = exit;
+                }
+                if by_itself {
+                    record.wanted = Wanted::Stopped;
+                }
+                if record.wanted == Wanted::Stopped {
+                    record.served = record.generation;
+                }
+                Ok(())
+            })
+            .await?;
+        self.body = Body::None(None);
+        Ok(())
+    }
+
+    async fn note_restarting(&mut self) -> Result<(), Error> {
+        self.machine
+            .cell
+            .update(|record| {
+                record.observed = Observed::Stopped;
+                record.restart = false;
+                Ok(())
+            })
+            .await?;
+        self.body = Body::None(None);
+        Ok(())
+    }
+
+    async fn note_unknown(&mut self) -> Result<(), Error> {
+        let Body::Unproved(reason) = &self.body else {
+            return Ok(());
+        };
+        warn!(machine = %self.machine.cell.id, reason, "cannot prove whose process it is");
+        let observed = Observed::Unknown {
+            reason: reason.clone(),
+        };
+        self.machine
+            .cell
+            .update(|record| {
+                record.observed = observed;
+                Ok(())
+            })
+            .await?;
+        Ok(())
+    }
+
+    async fn remove(&mut self) -> Result<(), Error> {
+        let dir = self.dir.clone();
+        blocking("erase the machine's files", move || prepare::erase(&dir)).await?;
+        self.machine.cell.forget(self.shared.now_ms()).await?;
+        self.shared.forget(&self.machine);
+        info!(machine = %self.machine.cell.id, "gone");
+        Ok(())
+    }
+
+    /// A start that fails is given up until somebody asks again; everything else is tried again.
+    async fn step_failed(
+        &mut self,
+        step: &Step,
+        current: &Current,
+        error: Error,
+        records: &mut watch::Receiver<Option<Current>>,
+    ) {
+        let id = &self.machine.cell.id;
+        let starting = matches!(step, Step::Prepare | Step::Boot)
+            || (*step == Step::Greet && !plan::came_to_run(&current.record));
+        if starting {
+            warn!(machine = %id, ?step, error = %error.chain(), "the start failed");
+            let generation = current.record.generation;
+            let failed = Observed::Failed {
+                code: error.code().to_owned(),
+                reason: error.chain(),
+            };
+            let noted = self
+                .machine
+                .cell
+                .update(|record| {
+                    // A wish that came meanwhile has not failed.
+                    if record.generation == generation {
+                        record.observed = failed;
+                        record.served = generation;
+                        record.restart = false;
+                    }
+                    Ok(())
+                })
+                .await;
+            match noted {
+                Ok(_) => return,
+                Err(error) => {
+                    warn!(machine = %id, error = %error.chain(), "the failure cannot be recorded")
+                }
+            }
+        } else {
+            warn!(machine = %id, ?step, error = %error.chain(), "trying again");
+        }
+        self.failures += 1;
+        let pause = retry_delay(self.failures);
+        tokio::select! {
+            () = sleep(pause) => {}
+            _ = records.changed() => {}
+        }
+        if matches!(self.body, Body::Unproved(_)) || *step == Step::Kill || *step == Step::ShutDown
+        {
+            self.look().await;
+        }
+    }
+}
+
+/// Resolves when a newer wish makes `step` pointless.
+async fn superseded(step: &Step, mut records: watch::Receiver<Option<Current>>) {
+    let newer = |current: &Option<Current>| {
+        current
+            .as_ref()
+            .is_some_and(|current| plan::superseded(step, &current.record))
+    };
+    if records.wait_for(newer).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Grows from the first to the second of [`deadline::RETRY`].
+fn retry_delay(attempt: u32) -> Duration {
+    let (first, last) = deadline::RETRY;
+    first
+        .saturating_mul(1 << attempt.saturating_sub(1).min(16))
+        .min(last)
+}
+
+/// Runs file work where it does not hold up the others.
+pub(crate) async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| Error::Panicked { what })?
+}
+
+/// How long each phase of a start takes.
+#[derive(Default)]
+struct Phases {
+    origin: Option<Instant>,
+    list: Vec<Timing>,
+}
+
+impl Phases {
+    /// Starts a new list, unless one is going on.
+    fn begin(&mut self) {
+        if self.origin.is_none() {
+            self.origin = Some(Instant::now());
+            self.list.clear();
+        }
+    }
+
+    fn phase(&mut self, phase: &str, started: Instant) {
+        let Some(origin) = self.origin else { return };
+        self.list.push(Timing {
+            phase: phase.to_owned(),
+            start_us: started.saturating_duration_since(origin).as_micros() as u64,
+            took_us: started.elapsed().as_micros() as u64,
+        });
+    }
+
+    fn list(&self) -> Vec<Timing> {
+        self.list.clone()
+    }
+
+    fn end(&mut self) {
+        self.origin = None;
+    }
+}

@@ -1,0 +1,380 @@
+//! What the engine consists of, and how it starts and ends: locks, the store, and every machine adopted.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hutch_contract::id::{ImageId, MachineId, OperationId, OwnerId};
+use hutch_contract::key::Scope;
+use hutch_contract::name::Name;
+use hutch_contract::record::{FORMAT, ImageRecord, MachineRecord};
+use hutch_guest::session::Session;
+use hutch_runtime::Runtime;
+use hutch_store::{Check, SqliteOptions, SqliteStore, Store, Write};
+use rustix::fs::{FlockOperation, flock};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::drive::Driver;
+use crate::kernel::Kernel;
+use crate::operations::Running;
+use crate::prepare::{erase_dir, io_error};
+use crate::rows::{self, Cell, Current, Instance, SlotRow};
+use crate::{EngineConfig, Error, Principal, keys};
+
+/// Characters of an instance's tag.
+const TAG_ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+/// Revisions of the change log that are kept.
+const KEEP_REVISIONS: u64 = 100_000;
+
+/// Everything that machines can be asked of. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// A machine in memory: its record, and the session with its agent while there is one.
+pub(crate) struct Machine {
+    pub cell: Cell,
+    pub session: watch::Sender<Option<Session>>,
+    name: Name,
+}
+
+impl Machine {
+    pub fn new(store: Arc<dyn Store>, current: Current) -> Machine {
+        let name = current.record.name.clone();
+        Machine {
+            cell: Cell::new(store, current),
+            session: watch::Sender::new(None),
+            name,
+        }
+    }
+
+    /// Its name, for people.
+    pub fn name(&self) -> String {
+        self.name.to_string()
+    }
+}
+
+/// What is looked up by id or name. Held for a look or an insertion, never over an await.
+#[derive(Default)]
+pub(crate) struct Fleet {
+    pub machines: BTreeMap<MachineId, Arc<Machine>>,
+    pub machine_names: HashMap<(OwnerId, Name), MachineId>,
+    pub images: BTreeMap<ImageId, ImageRecord>,
+    pub image_names: HashMap<(OwnerId, Name), ImageId>,
+    pub slots: BTreeMap<u16, SlotRow>,
+    pub operations: BTreeMap<OperationId, Arc<Running>>,
+    /// Machines that are being made from an image, and the image's disk therefore needed.
+    pub images_in_use: HashMap<ImageId, usize>,
+}
+
+pub(crate) struct Shared {
+    pub config: EngineConfig,
+    pub store: Arc<dyn Store>,
+    pub instance: Instance,
+    pub runtimes: Vec<Arc<dyn Runtime>>,
+    pub kernel: Kernel,
+    pub tasks: TaskTracker,
+    pub stop: CancellationToken,
+    fleet: Mutex<Fleet>,
+    /// Held as long as the engine lives: one server per data directory.
+    _lock: File,
+}
+
+impl Shared {
+    pub fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        // Every change of the fleet is a single insertion or removal: a panic elsewhere leaves it whole.
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn now_ms(&self) -> u64 {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis() as u64)
+    }
+
+    pub fn machine_dir(&self, id: &MachineId) -> PathBuf {
+        machines_dir(&self.config.data_dir).join(id.as_str())
+    }
+
+    pub fn image_dir(&self, id: &ImageId) -> PathBuf {
+        images_dir(&self.config.data_dir).join(id.as_str())
+    }
+
+    pub fn image_disk(&self, id: &ImageId) -> PathBuf {
+        self.image_dir(id).join("disk.raw")
+    }
+
+    /// The name that everything of a slot carries outside of its directory.
+    pub fn label(&self, slot: u16) -> String {
+        hutch_net::label(&self.instance.tag, slot)
+    }
+
+    pub fn runtime(&self, name: &str) -> Result<Arc<dyn Runtime>, Error> {
+        let found = self.runtimes.iter().find(|runtime| runtime.name() == name);
+        found.cloned().ok_or_else(|| Error::NoSuchRuntime {
+            name: name.chars().take(64).collect(),
+        })
+    }
+
+    /// Drops a machine that is gone from memory.
+    pub fn forget(&self, machine: &Machine) {
+        let mut fleet = self.fleet();
+        if let Some(machine) = fleet.machines.remove(&machine.cell.id) {
+            fleet.machine_names.retain(|_, id| *id != machine.cell.id);
+            let now = self.now_ms();
+            let id = &machine.cell.id;
+            for row in fleet.slots.values_mut() {
+                if matches!(row, SlotRow::Taken { machine } if machine == id) {
+                    *row = SlotRow::Resting { since_ms: now };
+                }
+            }
+        }
+    }
+
+    /// Gives a machine its task.
+    pub fn drive(
+        self: &Arc<Self>,
+        machine: Arc<Machine>,
+        record: &MachineRecord,
+        fresh: bool,
+    ) -> Result<(), Error> {
+        let runtime = self.runtime(&record.runtime)?;
+        let driver = Driver::new(self.clone(), machine, runtime);
+        self.tasks.spawn(driver.run(fresh));
+        Ok(())
+    }
+}
+
+pub(crate) fn machines_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("machines")
+}
+
+pub(crate) fn images_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("images")
+}
+
+/// Uploads and half-made images: everything in it is dropped at start.
+pub(crate) fn spool_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("tmp")
+}
+
+impl Engine {
+    /// Takes the data directory, opens the store, finishes or undoes what a crash interrupted, and adopts every
+    /// machine that runs.
+    ///
+    /// # Errors
+    /// [`Error::DataDirBusy`] when another server has the directory; what the store or the file system says.
+    pub async fn open(config: EngineConfig) -> Result<Engine, Error> {
+        for dir in [
+            &config.data_dir,
+            &machines_dir(&config.data_dir),
+            &images_dir(&config.data_dir),
+            &config.cache_dir,
+        ] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o711)
+                .create(dir)
+                .map_err(|source| io_error("create", dir, source))?;
+        }
+        let lock = lock(&config.data_dir)?;
+        let spool = spool_dir(&config.data_dir);
+        erase_dir(&spool)?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&spool)
+            .map_err(|source| io_error("create", &spool, source))?;
+
+        let database = config.data_dir.join("hutch.db");
+        let store = crate::drive::blocking("open the store", move || {
+            Ok(SqliteStore::open(&database, SqliteOptions::default())?)
+        })
+        .await?;
+        let store: Arc<dyn Store> = Arc::new(store);
+        let instance = instance(store.as_ref()).await?;
+        let runtimes = hutch_runtime::table::runtimes(&crate::doctor::runtime_configs(&config));
+        let shared = Arc::new(Shared {
+            kernel: Kernel::new(&config),
+            config,
+            store,
+            instance,
+            runtimes: runtimes.into_iter().map(Arc::from).collect(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            fleet: Mutex::default(),
+            _lock: lock,
+        });
+        let engine = Engine { shared };
+        engine.recover().await?;
+        Ok(engine)
+    }
+
+    /// Ends all tasks. Machines go on and are adopted by the next engine.
+    pub async fn close(&self) {
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
+    /// The principal of someone who is let in by the host itself: the peer on the unix socket.
+    pub fn local_admin(&self) -> Principal {
+        Principal {
+            owner: self.shared.instance.owner.clone(),
+            scope: Scope::Admin,
+            key: None,
+        }
+    }
+
+    /// Finds out whose secret was shown.
+    ///
+    /// # Errors
+    /// [`Error::Unauthenticated`], whatever is wrong with it.
+    pub async fn authenticate(&self, secret: &str) -> Result<Principal, Error> {
+        keys::authenticate(self.shared.store.as_ref(), secret, self.shared.now_ms()).await
+    }
+
+    async fn recover(&self) -> Result<(), Error> {
+        let shared = &self.shared;
+        let store = shared.store.as_ref();
+        keys::ensure_admin(
+            store,
+            &shared.config.data_dir,
+            &shared.instance.owner,
+            shared.now_ms(),
+        )
+        .await?;
+        self.load_slots().await?;
+        self.load_images().await?;
+        self.fail_interrupted_operations().await?;
+        self.sweep_idempotency().await?;
+        store.compact(KEEP_REVISIONS).await?;
+        let machines = self.load_machines().await?;
+        self.remove_orphans()?;
+        for (machine, record) in machines {
+            // A runtime that this build does not have: the record stays, visible, and nothing is done to it.
+            if let Err(error) = shared.drive(machine, &record, false) {
+                warn!(machine = %record.id, error = %error.chain(), "cannot be driven");
+            }
+        }
+        shared.kernel.warm(&shared.tasks);
+        info!(
+            tag = shared.instance.tag,
+            machines = shared.fleet().machines.len(),
+            "engine is up"
+        );
+        Ok(())
+    }
+
+    async fn load_slots(&self) -> Result<(), Error> {
+        for row in rows::all::<SlotRow>(self.shared.store.as_ref(), "slot/").await? {
+            if let Some(slot) = row
+                .key
+                .as_str()
+                .strip_prefix("slot/")
+                .and_then(|text| text.parse().ok())
+            {
+                self.shared.fleet().slots.insert(slot, row.value);
+            }
+        }
+        Ok(())
+    }
+
+    async fn load_machines(&self) -> Result<Vec<(Arc<Machine>, MachineRecord)>, Error> {
+        let mut found = Vec::new();
+        for row in rows::all::<MachineRecord>(self.shared.store.as_ref(), "machine/").await? {
+            let record = row.value;
+            rows::known_format(&row.key, record.format)?;
+            let current = Current::new(record.clone(), row.version);
+            let machine = Arc::new(Machine::new(self.shared.store.clone(), current));
+            let mut fleet = self.shared.fleet();
+            fleet.machine_names.insert(
+                (record.owner.clone(), record.name.clone()),
+                record.id.clone(),
+            );
+            fleet.machines.insert(record.id.clone(), machine.clone());
+            found.push((machine, record));
+        }
+        Ok(found)
+    }
+
+    /// Erases directories whose records are gone: what an interrupted delete or import left.
+    fn remove_orphans(&self) -> Result<(), Error> {
+        let shared = &self.shared;
+        for (dir, kind) in [
+            (machines_dir(&shared.config.data_dir), "machine"),
+            (images_dir(&shared.config.data_dir), "image"),
+        ] {
+            for entry in fs::read_dir(&dir).map_err(|source| io_error("list", &dir, source))? {
+                let entry = entry.map_err(|source| io_error("list", &dir, source))?;
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                let known = match kind {
+                    "machine" => name
+                        .parse()
+                        .is_ok_and(|id: MachineId| shared.fleet().machines.contains_key(&id)),
+                    _ => name
+                        .parse()
+                        .is_ok_and(|id: ImageId| shared.fleet().images.contains_key(&id)),
+                };
+                // A record is dropped only after its process was ended and before its directory could be made, so
+                // nothing can run here. Should something hold the machine's lock all the same, it is left alone.
+                if !known && !hutch_runtime::is_locked(&entry.path()) {
+                    warn!(kind, name = %name.escape_debug(), "erasing what an interrupted change left");
+                    erase_dir(&entry.path())?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes the lock of the data directory.
+fn lock(data_dir: &Path) -> Result<File, Error> {
+    let path = data_dir.join("lock");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|source| io_error("open", &path, source))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::DataDirBusy {
+            path: data_dir.to_owned(),
+        }),
+        Err(errno) => Err(io_error("lock", &path, errno.into())),
+    }
+}
+
+/// The directory's own row, made at first start.
+async fn instance(store: &dyn Store) -> Result<Instance, Error> {
+    let key = rows::instance();
+    if let Some(row) = store.get_json::<Instance>(&key).await? {
+        rows::known_format(&key, row.value.format)?;
+        return Ok(row.value);
+    }
+    let tag = keys::random_bytes::<4>()
+        .iter()
+        .map(|byte| char::from(TAG_ALPHABET[usize::from(byte % 32)]))
+        .collect();
+    let made = Instance {
+        format: FORMAT,
+        tag,
+        owner: OwnerId::new(),
+    };
+    store
+        .commit(
+            vec![Check::Absent(key.clone())],
+            vec![Write::json(key, &made)?],
+        )
+        .await?;
+    Ok(made)
+}

@@ -1,0 +1,379 @@
+//! What can go wrong in the engine. Each error is one fact with the things it is about; the chain holds the causes.
+
+use std::path::PathBuf;
+
+use hutch_contract::error::Kind;
+use hutch_contract::machine::Status;
+
+/// An error of the engine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No machine, image or operation of that name, or not this owner's.
+    #[error("{what} `{reference}` not found")]
+    NotFound {
+        /// `machine`, `image`, `operation`.
+        what: &'static str,
+        /// What was asked for, cut to 64 characters.
+        reference: String,
+    },
+    /// The name is taken.
+    #[error("{what} `{name}` exists already")]
+    NameTaken {
+        /// `machine` or `image`.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A field of a request has no possible meaning.
+    #[error("`{field}` {problem}")]
+    Invalid {
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// It does not fit what the machine is doing.
+    #[error("machine `{name}` is {status}: it cannot {verb}")]
+    WrongStatus {
+        /// The machine.
+        name: String,
+        /// Its status, as a word.
+        status: &'static str,
+        /// What was wanted of it.
+        verb: &'static str,
+    },
+    /// The machine is failed, and so what was waited for will not come.
+    #[error("machine `{name}` failed: {reason}")]
+    MachineFailed {
+        /// The machine.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// The image has machines.
+    #[error("image `{name}` is used by an operation that is going on")]
+    ImageBusy {
+        /// The image.
+        name: String,
+    },
+    /// The same idempotency key came with another request.
+    #[error("this idempotency key was used for another request")]
+    IdempotencyMismatch,
+    /// The key is missing, wrong, expired or revoked.
+    #[error("no valid key was shown")]
+    Unauthenticated,
+    /// The key may not do this.
+    #[error("this key may only read")]
+    Denied,
+    /// Something on the host is used up.
+    #[error("not enough {what}: {need} {unit} needed, {have} {unit} left")]
+    Exhausted {
+        /// `memory`, `disk`, `machines`.
+        what: &'static str,
+        /// How much is needed.
+        need: u64,
+        /// How much there is.
+        have: u64,
+        /// In which unit.
+        unit: &'static str,
+    },
+    /// No runtime of that name.
+    #[error("there is no runtime `{name}`")]
+    NoSuchRuntime {
+        /// The name.
+        name: String,
+    },
+    /// The runtime cannot be used here.
+    #[error("runtime `{name}` cannot be used here: {reason}")]
+    RuntimeUnusable {
+        /// Its name.
+        name: String,
+        /// Why.
+        reason: String,
+        /// How to change that.
+        hint: Option<String>,
+    },
+    /// The agent gave no answer in time.
+    #[error("the agent of machine `{name}` does not answer")]
+    AgentSilent {
+        /// The machine.
+        name: String,
+    },
+    /// It took too long.
+    #[error("{what} took longer than {limit_ms} ms")]
+    Timeout {
+        /// What did.
+        what: String,
+        /// The deadline.
+        limit_ms: u64,
+    },
+    /// The VMM ended while its guest was booting.
+    #[error("the guest ended while it was booting: {how}")]
+    EndedWhileBooting {
+        /// How it ended, and the last words of VMM and console.
+        how: String,
+    },
+    /// Another server has the data directory.
+    #[error("another server uses the data directory {}", .path.display())]
+    DataDirBusy {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A record was written by a newer version.
+    #[error(
+        "record `{key}` has format {format}, this version knows {}",
+        hutch_contract::record::FORMAT
+    )]
+    NewerRecord {
+        /// The record's key.
+        key: String,
+        /// Its format.
+        format: u32,
+    },
+    /// A file of ours could not be read or written.
+    #[error("{action} {}", .path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The body of an upload broke off.
+    #[error("the upload broke off")]
+    Upload {
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An upload is larger than images may be.
+    #[error("the upload is larger than {limit} bytes")]
+    UploadTooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The end of the server interrupted it.
+    #[error("the server ended before this was done")]
+    Interrupted,
+    /// The store.
+    #[error("change the store")]
+    Store(#[from] hutch_store::Error),
+    /// Disks.
+    #[error(transparent)]
+    Disk(#[from] hutch_disk::Error),
+    /// Images and kernels.
+    #[error(transparent)]
+    Image(#[from] hutch_image::Error),
+    /// Runtimes.
+    #[error(transparent)]
+    Runtime(#[from] hutch_runtime::Error),
+    /// Guests.
+    #[error(transparent)]
+    Guest(#[from] hutch_guest::session::Error),
+    /// The kernel for guests could not be had.
+    #[error("no kernel for guests: {reason}")]
+    NoKernel {
+        /// Why.
+        reason: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// A task of ours ended by a panic.
+    #[error("internal error in {what}")]
+    Panicked {
+        /// Which.
+        what: &'static str,
+    },
+}
+
+impl Error {
+    pub(crate) fn not_found(what: &'static str, reference: &str) -> Error {
+        Error::NotFound {
+            what,
+            reference: reference.chars().take(64).collect(),
+        }
+    }
+
+    pub(crate) fn invalid(field: &'static str, problem: impl Into<String>) -> Error {
+        Error::Invalid {
+            field,
+            problem: problem.into(),
+        }
+    }
+
+    pub(crate) fn timeout(what: impl Into<String>, limit: std::time::Duration) -> Error {
+        Error::Timeout {
+            what: what.into(),
+            limit_ms: limit.as_millis() as u64,
+        }
+    }
+
+    pub(crate) fn wrong_status(name: &impl ToString, status: Status, verb: &'static str) -> Error {
+        Error::WrongStatus {
+            name: name.to_string(),
+            status: status.as_str(),
+            verb,
+        }
+    }
+
+    /// What sort of failure it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Error::NotFound { .. } => Kind::NotFound,
+            Error::NameTaken { .. }
+            | Error::WrongStatus { .. }
+            | Error::MachineFailed { .. }
+            | Error::ImageBusy { .. }
+            | Error::DataDirBusy { .. }
+            | Error::IdempotencyMismatch => Kind::Conflict,
+            Error::Invalid { .. } | Error::NoSuchRuntime { .. } | Error::Upload { .. } => {
+                Kind::Invalid
+            }
+            Error::Unauthenticated => Kind::Unauthenticated,
+            Error::Denied => Kind::Denied,
+            Error::Exhausted { .. } => Kind::Exhausted,
+            Error::RuntimeUnusable { .. }
+            | Error::AgentSilent { .. }
+            | Error::EndedWhileBooting { .. }
+            | Error::NoKernel { .. }
+            | Error::Interrupted => Kind::Unavailable,
+            Error::UploadTooLarge { .. } => Kind::TooLarge,
+            Error::Timeout { .. } => Kind::Timeout,
+            Error::NewerRecord { .. } | Error::Panicked { .. } => Kind::Bug,
+            Error::Io { source, .. } => match source.raw_os_error() {
+                Some(28 | 122) => Kind::Exhausted,
+                _ => Kind::Bug,
+            },
+            Error::Store(error) => match error.kind() {
+                hutch_store::Kind::Conflict => Kind::Conflict,
+                hutch_store::Kind::Invalid => Kind::Invalid,
+                hutch_store::Kind::Exhausted => Kind::Exhausted,
+                hutch_store::Kind::Unavailable => Kind::Unavailable,
+                hutch_store::Kind::Internal => Kind::Bug,
+            },
+            Error::Disk(error) => match error.kind() {
+                hutch_disk::Kind::Full => Kind::Exhausted,
+                hutch_disk::Kind::Invalid => Kind::Invalid,
+                hutch_disk::Kind::NotFound | hutch_disk::Kind::Exists | hutch_disk::Kind::Other => {
+                    Kind::Bug
+                }
+            },
+            Error::Image(error) => match error.kind() {
+                hutch_image::Kind::Invalid => Kind::Invalid,
+                hutch_image::Kind::Exhausted => Kind::Exhausted,
+                hutch_image::Kind::Unavailable | hutch_image::Kind::Cancelled => Kind::Unavailable,
+                hutch_image::Kind::NotFound | hutch_image::Kind::Internal => Kind::Bug,
+            },
+            Error::Runtime(error) => error.kind(),
+            Error::Guest(error) => error.kind(),
+        }
+    }
+
+    /// A stable word for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::NotFound {
+                what: "machine", ..
+            } => "machine_not_found",
+            Error::NotFound { what: "image", .. } => "image_not_found",
+            Error::NotFound {
+                what: "operation", ..
+            } => "operation_not_found",
+            Error::NotFound { .. } => "not_found",
+            Error::NameTaken { .. } => "name_taken",
+            Error::Invalid { .. } => "invalid",
+            Error::WrongStatus { .. } => "wrong_status",
+            Error::MachineFailed { .. } => "machine_failed",
+            Error::ImageBusy { .. } => "image_busy",
+            Error::IdempotencyMismatch => "idempotency_mismatch",
+            Error::Unauthenticated => "unauthenticated",
+            Error::Denied => "denied",
+            Error::Exhausted { .. } => "exhausted",
+            Error::NoSuchRuntime { .. } => "no_such_runtime",
+            Error::RuntimeUnusable { .. } => "runtime_unusable",
+            Error::AgentSilent { .. } => "agent_silent",
+            Error::Timeout { .. } => "timeout",
+            Error::EndedWhileBooting { .. } => "ended_while_booting",
+            Error::DataDirBusy { .. } => "data_dir_busy",
+            Error::NoKernel { .. } => "no_kernel",
+            Error::Upload { .. } => "upload_broken",
+            Error::Interrupted => "interrupted",
+            Error::UploadTooLarge { .. } => "upload_too_large",
+            Error::Guest(_) => "guest",
+            Error::Image(_) => "image",
+            Error::Runtime(_) => "runtime",
+            Error::Disk(_) if self.kind() == Kind::Exhausted => "exhausted",
+            Error::Io { .. } if self.kind() == Kind::Exhausted => "exhausted",
+            Error::Store(_) if self.kind() == Kind::Exhausted => "exhausted",
+            Error::NewerRecord { .. }
+            | Error::Io { .. }
+            | Error::Store(_)
+            | Error::Disk(_)
+            | Error::Panicked { .. } => "internal",
+        }
+    }
+
+    /// What to do next, where we know.
+    pub fn hint(&self) -> Option<String> {
+        let fixed = match self {
+            Error::NotFound { what: "image", .. } => {
+                "`hutch image ls` lists what is here; `hutch image bootstrap` makes debian-base"
+            }
+            Error::NotFound {
+                what: "machine", ..
+            } => "`hutch list` shows the machines",
+            Error::NameTaken { .. } => "choose another name, or delete the old one first",
+            Error::WrongStatus {
+                status: "stopped", ..
+            } => "start it first: `hutch start NAME`",
+            Error::MachineFailed { .. } | Error::EndedWhileBooting { .. } => {
+                "`hutch logs NAME` shows its console; `hutch start NAME` tries again"
+            }
+            Error::Exhausted { what: "disk", .. } => {
+                "delete machines or images, or give the data directory more room"
+            }
+            Error::Exhausted { what: "memory", .. } => {
+                "ask for less memory, or stop other machines"
+            }
+            Error::Exhausted {
+                what: "machines", ..
+            } => "delete machines, or raise `max_machines`",
+            Error::NoSuchRuntime { .. } => "`hutch runtime ls` lists them",
+            Error::AgentSilent { .. } => {
+                "`hutch logs NAME` shows its console; `hutch restart NAME` boots it again"
+            }
+            Error::Interrupted => "ask again: nothing was left behind",
+            Error::UploadTooLarge { .. } => "raise `image_max_bytes` in the configuration",
+            Error::DataDirBusy { .. } => {
+                "stop the other server, or choose another directory with --data-dir"
+            }
+            Error::NewerRecord { .. } => {
+                "this data directory belongs to a newer hutch: install that one again"
+            }
+            Error::RuntimeUnusable { hint, .. } | Error::NoKernel { hint, .. } => {
+                return hint.clone();
+            }
+            Error::Store(error) => return error.hint(),
+            Error::Disk(error) => return error.hint(),
+            Error::Image(error) => return error.hint(),
+            Error::Runtime(error) => return error.hint(),
+            _ => return None,
+        };
+        Some(fixed.to_owned())
+    }
+
+    /// The error and its causes in one line, for a record that outlives them.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,260 @@
+//! Commands in machines: started in the guest, followed from there. A client that goes away ends only its stream.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use hutch_contract::exec::{Exec, ExecExit, ExecResult, MAX_BLOCKING_OUTPUT_BYTES};
+use hutch_contract::id::ProcessId;
+use hutch_contract::machine::Status;
+use hutch_contract::record::Observed;
+use hutch_guest::session::{Exit, Output, Session, StartProcess, Stream};
+use tokio::time::timeout;
+
+use crate::access::{self, Access};
+use crate::engine::Machine;
+use crate::{Engine, Error, Principal, admission, deadline, plan};
+
+/// The most arguments of a command, and the most bytes of all of them.
+const MAX_ARGUMENTS: usize = 4096;
+const MAX_ARGUMENT_BYTES: usize = 512 * 1024;
+/// The most standard input that comes with the request.
+const MAX_STDIN_BYTES: usize = 1024 * 1024;
+
+/// A command that was started.
+pub struct Execution {
+    /// The process, for attaching again.
+    pub process: ProcessId,
+    /// What it writes, then how it ended.
+    pub output: BoxStream<'static, Result<ExecOutput, Error>>,
+}
+
+/// What comes from a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecOutput {
+    /// Bytes of standard output, after so many bytes of both streams.
+    Stdout {
+        /// Bytes of output before these.
+        sequence: u64,
+        /// The bytes.
+        data: Bytes,
+    },
+    /// Bytes of standard error, after so many bytes of both streams.
+    Stderr {
+        /// Bytes of output before these.
+        sequence: u64,
+        /// The bytes.
+        data: Bytes,
+    },
+    /// So many bytes are gone.
+    Dropped(u64),
+    /// It has ended; nothing follows.
+    Exit(ExecExit),
+}
+
+impl Engine {
+    /// Runs a command; waits for a machine that is starting.
+    ///
+    /// # Errors
+    /// Why it cannot be started: by the request, the machine's status, or the guest.
+    pub async fn exec(
+        &self,
+        who: &Principal,
+        reference: &str,
+        exec: Exec,
+    ) -> Result<Execution, Error> {
+        access::check(who, Access::Write)?;
+        let stdin = validate(&exec)?;
+        let machine = self.find_machine(who, reference)?;
+        let session = ready(&machine, "run commands").await?;
+        let process = ProcessId::new();
+        let start = StartProcess {
+            process_id: process.to_string(),
+            argv: exec.command,
+            environment: exec.env,
+            cwd: exec.cwd.unwrap_or_default(),
+            user: exec.user.unwrap_or_default(),
+            stdin: stdin.is_some(),
+            timeout: exec.timeout_ms.map(Duration::from_millis),
+            ..StartProcess::default()
+        };
+        session.start(&start).await?;
+        let output = session.attach(process.as_str(), 0).await?;
+        if let Some(bytes) = stdin {
+            let (session, id) = (session.clone(), process.clone());
+            // Feeds beside the output: a command that writes before it has read everything must not wait for us.
+            self.shared.tasks.spawn(async move {
+                let chunks = stream::iter([Bytes::from(bytes)]).boxed();
+                if let Err(error) = session.input(id.as_str(), chunks, true).await {
+                    tracing::debug!(process = %id, %error, "standard input was not taken");
+                }
+            });
+        }
+        Ok(Execution {
+            output: follow(session, process.clone(), output),
+            process,
+        })
+    }
+
+    /// Runs a command to its end and returns what it wrote, up to [`MAX_BLOCKING_OUTPUT_BYTES`] of each stream.
+    ///
+    /// # Errors
+    /// As [`Engine::exec`], and when the machine is lost meanwhile.
+    pub async fn exec_blocking(
+        &self,
+        who: &Principal,
+        reference: &str,
+        exec: Exec,
+    ) -> Result<ExecResult, Error> {
+        let mut execution = self.exec(who, reference, exec).await?;
+        let (mut stdout, mut stderr, mut dropped_bytes) = (Vec::new(), Vec::new(), 0);
+        while let Some(output) = execution.output.next().await {
+            match output? {
+                ExecOutput::Stdout { data, .. } => dropped_bytes += keep(&mut stdout, &data),
+                ExecOutput::Stderr { data, .. } => dropped_bytes += keep(&mut stderr, &data),
+                ExecOutput::Dropped(bytes) => dropped_bytes += bytes,
+                ExecOutput::Exit(exit) => {
+                    return Ok(ExecResult {
+                        exit,
+                        stdout: String::from_utf8_lossy(&stdout).into_owned(),
+                        stderr: String::from_utf8_lossy(&stderr).into_owned(),
+                        dropped_bytes,
+                    });
+                }
+            }
+        }
+        let name = self
+            .machine(who, reference)
+            .map_or_else(|_| reference.to_owned(), |machine| machine.name.to_string());
+        Err(Error::AgentSilent { name })
+    }
+}
+
+/// Adds what fits; returns how many bytes did not.
+fn keep(kept: &mut Vec<u8>, data: &[u8]) -> u64 {
+    let room = MAX_BLOCKING_OUTPUT_BYTES - kept.len();
+    let fits = room.min(data.len());
+    kept.extend_from_slice(&data[..fits]);
+    (data.len() - fits) as u64
+}
+
+/// Translates the guest's words, and drops the process from its table once its end was delivered.
+fn follow(
+    session: Session,
+    process: ProcessId,
+    output: BoxStream<'static, Result<Output, hutch_guest::session::Error>>,
+) -> BoxStream<'static, Result<ExecOutput, Error>> {
+    output
+        .then(move |output| {
+            let (session, process) = (session.clone(), process.clone());
+            async move {
+                Ok(match output? {
+                    Output::Chunk {
+                        stream: Stream::Stdout,
+                        sequence,
+                        data,
+                    } => ExecOutput::Stdout { sequence, data },
+                    Output::Chunk {
+                        stream: Stream::Stderr,
+                        sequence,
+                        data,
+                    } => ExecOutput::Stderr { sequence, data },
+                    Output::Dropped(bytes) => ExecOutput::Dropped(bytes),
+                    Output::Exit(exit) => {
+                        tokio::spawn(async move { session.forget(process.as_str()).await });
+                        ExecOutput::Exit(exec_exit(&exit))
+                    }
+                })
+            }
+        })
+        .boxed()
+}
+
+fn exec_exit(exit: &Exit) -> ExecExit {
+    ExecExit {
+        exit_code: exit.shell_code(),
+        signal: exit.signal(),
+        timed_out: exit.timed_out,
+    }
+}
+
+fn validate(exec: &Exec) -> Result<Option<Vec<u8>>, Error> {
+    if exec.command.is_empty() || exec.command[0].is_empty() {
+        return Err(Error::invalid("command", "is empty"));
+    }
+    let bytes: usize = exec.command.iter().map(String::len).sum();
+    if exec.command.len() > MAX_ARGUMENTS || bytes > MAX_ARGUMENT_BYTES {
+        return Err(Error::invalid(
+            "command",
+            format!("has more than {MAX_ARGUMENTS} arguments or {MAX_ARGUMENT_BYTES} bytes"),
+        ));
+    }
+    let texts = exec.command.iter().chain(&exec.cwd).chain(&exec.user);
+    if texts.into_iter().any(|text| text.contains('\0')) {
+        return Err(Error::invalid("command", "has a NUL"));
+    }
+    if exec.timeout_ms == Some(0) {
+        return Err(Error::invalid(
+            "timeout_ms",
+            "is 0; leave it out for no timeout",
+        ));
+    }
+    admission::pairs("env", &exec.env)?;
+    let Some(text) = &exec.stdin_base64 else {
+        return Ok(None);
+    };
+    let stdin = BASE64_STANDARD
+        .decode(text)
+        .map_err(|_| Error::invalid("stdin_base64", "is not base64"))?;
+    if stdin.len() > MAX_STDIN_BYTES {
+        return Err(Error::invalid(
+            "stdin_base64",
+            format!("has more than {MAX_STDIN_BYTES} bytes"),
+        ));
+    }
+    Ok(Some(stdin))
+}
+
+/// The session with a machine's agent; waits for a machine that is starting.
+pub(crate) async fn ready(machine: &Machine, verb: &'static str) -> Result<Session, Error> {
+    let mut sessions = machine.session.subscribe();
+    let mut records = machine.cell.watch();
+    let wait = async {
+        loop {
+            if let Some(session) = sessions
+                .borrow_and_update()
+                .as_ref()
+                .filter(|session| !session.is_closed())
+            {
+                return Ok(session.clone());
+            }
+            let Some(current) = records.borrow_and_update().clone() else {
+                return Err(Error::not_found("machine", machine.cell.id.as_str()));
+            };
+            let record = &current.record;
+            match (plan::status(record), &record.observed) {
+                (Status::Starting | Status::Running, _) => {}
+                (Status::Failed, Observed::Failed { reason, .. }) => {
+                    return Err(Error::MachineFailed {
+                        name: record.name.to_string(),
+                        reason: reason.clone(),
+                    });
+                }
+                (status, _) => return Err(Error::wrong_status(&record.name, status, verb)),
+            }
+            tokio::select! {
+                _ = sessions.changed() => {}
+                _ = records.changed() => {}
+            }
+        }
+    };
+    match timeout(deadline::READY, wait).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Error::AgentSilent {
+            name: machine.name(),
+        }),
+    }
+}

@@ -1,0 +1,232 @@
+//! Files in machines. Paths are the guest's and resolved there; the host only passes bytes on.
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use hutch_contract::file::{FileInfo, FileKind, Written};
+use hutch_contract::page::Page;
+use hutch_guest::session;
+use hutch_runtime::{MachineDir, RingFollower};
+
+use crate::access::{self, Access};
+use crate::exec::ready;
+use crate::{Engine, Error, Principal, machines, prepare};
+
+/// Longest path in bytes, as Linux has it (`PATH_MAX`).
+const MAX_PATH: usize = 4096;
+/// Bytes of console output read at a time.
+const LOG_PIECE: usize = 32 * 1024;
+
+/// A file that is being read.
+pub struct FileBytes {
+    /// What it is.
+    pub info: FileInfo,
+    /// Its content.
+    pub bytes: BoxStream<'static, Result<Bytes, Error>>,
+}
+
+/// Where and how a file is to be written.
+#[derive(Debug, Clone, Default)]
+pub struct WriteFile {
+    /// Path in the machine.
+    pub path: String,
+    /// Permission bits; those of the file it replaces, else 0644, when absent.
+    pub mode: Option<u32>,
+    /// Owner, or `owner:group`; root when absent.
+    pub owner: Option<String>,
+    /// Make the directories that are missing.
+    pub make_parents: bool,
+    /// Bytes to come, when known: then a file that ends early is not put in place.
+    pub size: Option<u64>,
+}
+
+impl Engine {
+    /// Reads a file, or `length` bytes of it from `offset` on.
+    ///
+    /// # Errors
+    /// What the guest says of the path; that the machine does not run.
+    pub async fn read_file(
+        &self,
+        who: &Principal,
+        reference: &str,
+        path: &str,
+        offset: u64,
+        length: Option<u64>,
+    ) -> Result<FileBytes, Error> {
+        let session = self.files_of(who, Access::Read, reference, path).await?;
+        let (found, bytes) = session.read_file(path, offset, length).await?;
+        Ok(FileBytes {
+            info: info(found),
+            bytes: bytes.map_err(Error::from).boxed(),
+        })
+    }
+
+    /// Writes a file from `bytes`; it appears in its place when all of them have arrived.
+    ///
+    /// # Errors
+    /// What the guest says of the path; that the machine does not run; that the upload broke off.
+    pub async fn write_file(
+        &self,
+        who: &Principal,
+        reference: &str,
+        file: WriteFile,
+        bytes: BoxStream<'static, std::io::Result<Bytes>>,
+    ) -> Result<Written, Error> {
+        let session = self
+            .files_of(who, Access::Write, reference, &file.path)
+            .await?;
+        let open = session::WriteFile {
+            path: file.path,
+            mode: file.mode,
+            owner: file.owner.unwrap_or_default(),
+            make_parents: file.make_parents,
+            size: file.size,
+        };
+        let size_bytes = session.write_file(&open, bytes).await?;
+        Ok(Written { size_bytes })
+    }
+
+    /// Describes what a path names; a link itself, not what it points to.
+    ///
+    /// # Errors
+    /// What the guest says of the path; that the machine does not run.
+    pub async fn stat_file(
+        &self,
+        who: &Principal,
+        reference: &str,
+        path: &str,
+    ) -> Result<FileInfo, Error> {
+        let session = self.files_of(who, Access::Read, reference, path).await?;
+        Ok(info(session.stat(path, false).await?))
+    }
+
+    /// Lists a directory in pages, by name.
+    ///
+    /// # Errors
+    /// What the guest says of the path; that the machine does not run.
+    pub async fn list_files(
+        &self,
+        who: &Principal,
+        reference: &str,
+        path: &str,
+        cursor: Option<&str>,
+        limit: u32,
+    ) -> Result<Page<FileInfo>, Error> {
+        machines::page_limit(limit)?;
+        let session = self.files_of(who, Access::Read, reference, path).await?;
+        let page = session
+            .list_dir(path, cursor.unwrap_or_default().as_bytes(), limit)
+            .await?;
+        let items: Vec<_> = page.entries.into_iter().map(info).collect();
+        let next = page
+            .more
+            .then(|| items.last().map(|last| last.name.clone()))
+            .flatten();
+        Ok(Page { items, next })
+    }
+
+    /// Removes a file, or a directory with all in it.
+    ///
+    /// # Errors
+    /// What the guest says of the path; that the machine does not run.
+    pub async fn remove_file(
+        &self,
+        who: &Principal,
+        reference: &str,
+        path: &str,
+        recursive: bool,
+    ) -> Result<(), Error> {
+        let session = self.files_of(who, Access::Write, reference, path).await?;
+        Ok(session.remove(path, recursive).await?)
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// What the guest says of the path; that the machine does not run.
+    pub async fn make_dir(
+        &self,
+        who: &Principal,
+        reference: &str,
+        path: &str,
+        parents: bool,
+    ) -> Result<(), Error> {
+        let session = self.files_of(who, Access::Write, reference, path).await?;
+        Ok(session.make_dir(path, 0o755, parents).await?)
+    }
+
+    async fn files_of(
+        &self,
+        who: &Principal,
+        access: Access,
+        reference: &str,
+        path: &str,
+    ) -> Result<session::Session, Error> {
+        access::check(who, access)?;
+        if path.is_empty() || path.len() > MAX_PATH || path.contains('\0') {
+            return Err(Error::invalid(
+                "path",
+                format!("must have 1 to {MAX_PATH} bytes and no NUL"),
+            ));
+        }
+        let machine = self.find_machine(who, reference)?;
+        ready(&machine, "reach its files").await
+    }
+
+    /// What the machine's serial console has said, from byte `from` of its life on; what is older than the ring is
+    /// left out. `follow`: go on until the machine is gone.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub async fn logs(
+        &self,
+        who: &Principal,
+        reference: &str,
+        from: u64,
+        follow: bool,
+    ) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {
+        access::check(who, Access::Read)?;
+        let machine = self.find_machine(who, reference)?;
+        let dir = MachineDir::new(self.shared.machine_dir(&machine.cell.id));
+        let path = dir.console();
+        let open = |source| prepare::io_error("read", &path, source);
+        if !follow {
+            let pieces = RingFollower::open(&path, from).map_err(open)?;
+            let now = pieces.available().map_err(open)?;
+            return Ok(futures::stream::once(async move { Ok(Bytes::from(now)) }).boxed());
+        }
+        let pieces = RingFollower::open(&path, from).map_err(open)?;
+        let mut records = machine.cell.watch();
+        let gone = async move { drop(records.wait_for(Option::is_none).await) };
+        let lines = futures::stream::unfold(pieces, move |mut pieces| {
+            let path = path.clone();
+            async move {
+                let piece = pieces.next(LOG_PIECE).await;
+                let bytes = piece
+                    .map(|piece| Bytes::from(piece.bytes))
+                    .map_err(|source| prepare::io_error("read", &path, source));
+                Some((bytes, pieces))
+            }
+        });
+        Ok(lines.take_until(Box::pin(gone)).boxed())
+    }
+}
+
+fn info(found: session::FileInfo) -> FileInfo {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    FileInfo {
+        name: text(&found.name),
+        kind: match found.kind {
+            session::FileKind::File => FileKind::File,
+            session::FileKind::Directory => FileKind::Directory,
+            session::FileKind::Symlink => FileKind::Symlink,
+            session::FileKind::Other => FileKind::Other,
+        },
+        size_bytes: found.size,
+        mode: found.mode,
+        uid: found.uid,
+        gid: found.gid,
+        modified_at_ms: found.modified_unix_ms,
+        link_target: (!found.link_target.is_empty()).then(|| text(&found.link_target)),
+    }
+}

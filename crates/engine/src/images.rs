@@ -1,0 +1,590 @@
+//! Images: made by operations in directories that appear when they are complete, found by name, deleted when unused.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use hutch_contract::id::ImageId;
+use hutch_contract::image::{Accepted, BootstrapImage, Image, ImageSource, ImportFormat};
+use hutch_contract::name::Name;
+use hutch_contract::operation::Progress;
+use hutch_contract::page::Page;
+use hutch_contract::record::{FORMAT, ImageRecord, Observed, Wanted};
+use hutch_image::{Built, Job, Limits, Purpose};
+use hutch_store::{Check, Write};
+use tokio::io::AsyncWriteExt;
+use tracing::{info, warn};
+
+use crate::access::{self, Access};
+use crate::drive::blocking;
+use crate::engine::{Shared, spool_dir};
+use crate::operations::Running;
+use crate::prepare::{erase_dir, io_error};
+use crate::{Engine, Error, Principal, admission, machines, rows};
+
+/// What an image is made from.
+enum Input {
+    /// A spooled upload.
+    Upload {
+        format: ImportFormat,
+        path: PathBuf,
+    },
+    Debian {
+        suite: Option<String>,
+    },
+    Busybox,
+}
+
+/// Counts a create that needs an image's disk, so that the image is not deleted meanwhile.
+pub(crate) struct InUse {
+    shared: Arc<Shared>,
+    id: ImageId,
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut fleet = self.shared.fleet();
+        if let Some(count) = fleet.images_in_use.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                fleet.images_in_use.remove(&self.id);
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// One image, by id or name.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn image(&self, who: &Principal, reference: &str) -> Result<Image, Error> {
+        access::check(who, Access::Read)?;
+        self.find_image(who, reference).map(Image::from)
+    }
+
+    /// Images in pages, oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a cursor that no page gave.
+    pub fn images(
+        &self,
+        who: &Principal,
+        cursor: Option<&str>,
+        limit: u32,
+    ) -> Result<Page<Image>, Error> {
+        access::check(who, Access::Read)?;
+        let limit = machines::page_limit(limit)?;
+        let after: Option<ImageId> = cursor
+            .map(|cursor| {
+                cursor
+                    .parse()
+                    .map_err(|_| Error::invalid("cursor", "is not of a list"))
+            })
+            .transpose()?;
+        let fleet = self.shared.fleet();
+        let mut found = fleet
+            .images
+            .values()
+            .filter(|record| after.as_ref().is_none_or(|after| record.id > *after))
+            .filter(|record| access::sees(who, &record.owner))
+            .cloned()
+            .map(Image::from);
+        let items: Vec<_> = found.by_ref().take(limit).collect();
+        let more = found.next().is_some();
+        let next = more
+            .then(|| items.last().map(|image| image.id.to_string()))
+            .flatten();
+        Ok(Page { items, next })
+    }
+
+    /// Deletes an image. Machines made from it have disks of their own and go on.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::ImageBusy`] while a machine is being made from it.
+    pub async fn delete_image(&self, who: &Principal, reference: &str) -> Result<(), Error> {
+        access::check(who, Access::Write)?;
+        let shared = &self.shared;
+        let record = self.find_image(who, reference)?;
+        {
+            let mut fleet = shared.fleet();
+            let waiting = fleet
+                .machines
+                .values()
+                .filter_map(|machine| machine.cell.get())
+                .any(|current| {
+                    current.record.image == record.id
+                        && current.record.wanted == Wanted::Running
+                        && !matches!(
+                            current.record.observed,
+                            Observed::Running | Observed::Stopped
+                        )
+                });
+            if waiting || fleet.images_in_use.contains_key(&record.id) {
+                return Err(Error::ImageBusy {
+                    name: record.name.to_string(),
+                });
+            }
+            // From here on no create finds it; a failed commit puts it back.
+            fleet.images.remove(&record.id);
+            fleet
+                .image_names
+                .remove(&(record.owner.clone(), record.name.clone()));
+        }
+        let writes = vec![
+            Write::Delete(rows::image(&record.id)),
+            Write::Delete(rows::image_name(&record.owner, &record.name)),
+        ];
+        if let Err(error) = shared.store.commit(Vec::new(), writes).await {
+            shared.show_image(record);
+            return Err(error.into());
+        }
+        let dir = shared.image_dir(&record.id);
+        blocking("erase the image", move || erase_dir(&dir)).await
+    }
+
+    /// Makes an image of an uploaded tar or ext4 disk. Returns once the body is in and the operation is durable.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`], a broken or too large upload, a full disk.
+    pub async fn import_image(
+        &self,
+        who: &Principal,
+        name: Name,
+        format: ImportFormat,
+        body: BoxStream<'static, std::io::Result<Bytes>>,
+    ) -> Result<Accepted, Error> {
+        access::check(who, Access::Write)?;
+        // Looked at before the upload, decided after it: nobody should wait for gigabytes to hear of a taken name.
+        if self
+            .shared
+            .fleet()
+            .image_names
+            .contains_key(&(who.owner.clone(), name.clone()))
+        {
+            return Err(Error::NameTaken {
+                what: "image",
+                name: name.to_string(),
+            });
+        }
+        let id = ImageId::new();
+        let path = spool_dir(&self.shared.config.data_dir).join(format!("{id}.upload"));
+        let spooled = Spooled(path.clone());
+        self.spool(&path, body).await?;
+        let source = match format {
+            ImportFormat::Tar => ImageSource::Tar,
+            ImportFormat::Ext4 => ImageSource::Ext4,
+        };
+        let accepted = self
+            .make(
+                who,
+                id,
+                name,
+                "image-import",
+                source,
+                Input::Upload { format, path },
+                spooled,
+            )
+            .await?;
+        Ok(accepted)
+    }
+
+    async fn spool(
+        &self,
+        path: &Path,
+        mut body: BoxStream<'static, std::io::Result<Bytes>>,
+    ) -> Result<(), Error> {
+        let config = &self.shared.config;
+        let write_error = |source| io_error("write", path, source);
+        let mut file = tokio::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .await
+            .map_err(write_error)?;
+        let (mut total, mut looked_at) = (0u64, 0u64);
+        while let Some(bytes) = body.next().await {
+            let bytes = bytes.map_err(|source| Error::Upload { source })?;
+            total += bytes.len() as u64;
+            if total > config.image_max_bytes {
+                return Err(Error::UploadTooLarge {
+                    limit: config.image_max_bytes,
+                });
+            }
+            if total - looked_at > 64 << 20 || looked_at == 0 {
+                looked_at = total;
+                admission::disk_room(config, hutch_disk::free_bytes(&config.data_dir)?)?;
+            }
+            file.write_all(&bytes).await.map_err(write_error)?;
+        }
+        file.flush().await.map_err(write_error)
+    }
+
+    /// Makes an image from what the host has: packages of a distribution, or its static busybox.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`]; a distribution that we do not know.
+    pub async fn bootstrap_image(
+        &self,
+        who: &Principal,
+        request: BootstrapImage,
+    ) -> Result<Accepted, Error> {
+        access::check(who, Access::Write)?;
+        let named = |default: &str| {
+            request
+                .name
+                .clone()
+                .unwrap_or_else(|| default.parse().expect("a name of ours"))
+        };
+        let (name, source, input) = match request.distribution.as_str() {
+            "debian" => {
+                let suite = request.suite.clone();
+                if suite
+                    .as_ref()
+                    .is_some_and(|suite| suite.parse::<Name>().is_err())
+                {
+                    return Err(Error::invalid("suite", "is no release, such as `bookworm`"));
+                }
+                let shown = suite
+                    .clone()
+                    .unwrap_or_else(|| hutch_image::default_suite());
+                let source = ImageSource::Bootstrap {
+                    distribution: "debian".into(),
+                    suite: shown,
+                };
+                (named("debian-base"), source, Input::Debian { suite })
+            }
+            "busybox" => (named("busybox"), ImageSource::Busybox, Input::Busybox),
+            _ => {
+                return Err(Error::invalid(
+                    "distribution",
+                    "must be `debian` or `busybox`",
+                ));
+            }
+        };
+        let id = ImageId::new();
+        let spooled = Spooled(spool_dir(&self.shared.config.data_dir).join(format!("{id}.upload")));
+        self.make(who, id, name, "image-bootstrap", source, input, spooled)
+            .await
+    }
+
+    /// Reserves the name and begins the operation, in one commit, then works in the background.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a decision that was made before"
+    )]
+    async fn make(
+        &self,
+        who: &Principal,
+        id: ImageId,
+        name: Name,
+        kind: &str,
+        source: ImageSource,
+        input: Input,
+        spooled: Spooled,
+    ) -> Result<Accepted, Error> {
+        let shared = self.shared.clone();
+        admission::disk_room(
+            &shared.config,
+            hutch_disk::free_bytes(&shared.config.data_dir)?,
+        )?;
+        let (operation, write) = shared.new_operation(who, kind, id.to_string())?;
+        let name_key = rows::image_name(&who.owner, &name);
+        let writes = vec![write, Write::json(name_key.clone(), &id)?];
+        match shared
+            .store
+            .commit(vec![Check::Absent(name_key)], writes)
+            .await
+        {
+            Ok(_) => {}
+            Err(hutch_store::Error::Conflict { .. }) => {
+                return Err(Error::NameTaken {
+                    what: "image",
+                    name: name.to_string(),
+                });
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let running = shared.show_operation(operation);
+        let accepted = Accepted {
+            operation: running.record.id.clone(),
+        };
+        let record = ImageRecord {
+            format: FORMAT,
+            id,
+            owner: who.owner.clone(),
+            name,
+            source,
+            sha256: String::new(),
+            size_bytes: 0,
+            used_bytes: 0,
+            created_at_ms: shared.now_ms(),
+        };
+        let tasks = shared.tasks.clone();
+        tasks.spawn(work(shared, running, record, input, spooled));
+        Ok(accepted)
+    }
+
+    pub(crate) fn find_image(
+        &self,
+        who: &Principal,
+        reference: &str,
+    ) -> Result<ImageRecord, Error> {
+        let fleet = self.shared.fleet();
+        let id = match reference.parse::<ImageId>() {
+            Ok(id) => Some(id),
+            Err(_) => {
+                let name = reference.parse::<Name>().ok();
+                name.and_then(|name| fleet.image_names.get(&(who.owner.clone(), name)).cloned())
+            }
+        };
+        id.and_then(|id| fleet.images.get(&id))
+            .filter(|record| access::sees(who, &record.owner))
+            .cloned()
+            .ok_or_else(|| Error::not_found("image", reference))
+    }
+
+    /// Finds an image for a create and keeps it from being deleted until the returned value is dropped.
+    pub(crate) fn use_image(
+        &self,
+        who: &Principal,
+        reference: &str,
+    ) -> Result<(ImageRecord, InUse), Error> {
+        let record = self.find_image(who, reference)?;
+        let mut fleet = self.shared.fleet();
+        if !fleet.images.contains_key(&record.id) {
+            return Err(Error::not_found("image", reference));
+        }
+        *fleet.images_in_use.entry(record.id.clone()).or_default() += 1;
+        drop(fleet);
+        let in_use = InUse {
+            shared: self.shared.clone(),
+            id: record.id.clone(),
+        };
+        Ok((record, in_use))
+    }
+
+    pub(crate) async fn load_images(&self) -> Result<(), Error> {
+        for row in rows::all::<ImageRecord>(self.shared.store.as_ref(), "image/").await? {
+            rows::known_format(&row.key, row.value.format)?;
+            self.shared.show_image(row.value);
+        }
+        Ok(())
+    }
+
+    /// The writes that free the names which an interrupted operation had reserved for `target`.
+    pub(crate) async fn names_reserved_for(&self, target: &str) -> Result<Vec<Write>, Error> {
+        let rows = rows::all::<String>(self.shared.store.as_ref(), "name/").await?;
+        Ok(rows
+            .into_iter()
+            .filter(|row| row.value == target)
+            .map(|row| Write::Delete(row.key))
+            .collect())
+    }
+}
+
+impl Shared {
+    fn show_image(&self, record: ImageRecord) {
+        let mut fleet = self.fleet();
+        fleet.image_names.insert(
+            (record.owner.clone(), record.name.clone()),
+            record.id.clone(),
+        );
+        fleet.images.insert(record.id.clone(), record);
+    }
+}
+
+/// A file that goes with the value.
+struct Spooled(PathBuf);
+
+impl Drop for Spooled {
+    fn drop(&mut self) {
+        // Absent when nothing was spooled.
+        drop(fs::remove_file(&self.0));
+    }
+}
+
+/// Tells file work in a thread that its operation is not wanted any more.
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The operation: builds in the spool, publishes by rename, then the record and the end of the operation in one commit.
+async fn work(
+    shared: Arc<Shared>,
+    running: Arc<Running>,
+    record: ImageRecord,
+    input: Input,
+    spooled: Spooled,
+) {
+    let stage = spool_dir(&shared.config.data_dir).join(record.id.as_str());
+    let target = shared.image_dir(&record.id);
+    let cancel = Arc::new(AtomicBool::new(false));
+    let build = {
+        let (shared, running, stage, target) = (
+            shared.clone(),
+            running.clone(),
+            stage.clone(),
+            target.clone(),
+        );
+        let (cancel, spool) = (cancel.clone(), spooled.0.clone());
+        blocking("make the image", move || {
+            let built = build(&shared, &running, &input, &spool, &stage, &cancel)?;
+            hutch_disk::publish_dir(&stage, &target)?;
+            Ok(built)
+        })
+    };
+    let _cancel = CancelOnDrop(cancel);
+    let built = tokio::select! {
+        built = build => built,
+        // The next server ends the operation and erases what is there.
+        () = shared.stop.cancelled() => return,
+    };
+    drop(spooled);
+    let (outcome, record, writes) = match built {
+        Ok(built) => {
+            let record = ImageRecord {
+                sha256: built.sha256,
+                size_bytes: built.size_bytes,
+                used_bytes: built.used_bytes,
+                ..record
+            };
+            let write = Write::json(rows::image(&record.id), &record);
+            (Ok(()), record, write.map(|write| vec![write]))
+        }
+        Err(error) => {
+            warn!(operation = %running.record.id, error = %error.chain(), "the image cannot be made");
+            let free = Write::Delete(rows::image_name(&record.owner, &record.name));
+            (Err(error), record, Ok(vec![free]))
+        }
+    };
+    let succeeded = outcome.is_ok();
+    let ended = match writes {
+        Ok(writes) => shared.end_operation(&running, &outcome, writes).await,
+        Err(error) => Err(error.into()),
+    };
+    match ended {
+        Ok(()) if succeeded => {
+            info!(image = %record.id, name = %record.name, "made");
+            shared.show_image(record);
+            return;
+        }
+        Ok(()) => {}
+        Err(error) => {
+            warn!(operation = %running.record.id, error = %error.chain(), "its end cannot be recorded")
+        }
+    }
+    for dir in [stage, target] {
+        if let Err(error) = erase_dir(&dir) {
+            warn!(error = %error.chain(), "what a failed image left cannot be erased; the next start does it");
+        }
+    }
+}
+
+fn build(
+    shared: &Shared,
+    running: &Running,
+    input: &Input,
+    spool: &Path,
+    stage: &Path,
+    cancel: &AtomicBool,
+) -> Result<Built, Error> {
+    fs::DirBuilder::new()
+        .mode(0o711)
+        .create(stage)
+        .map_err(|source| io_error("create", stage, source))?;
+    let mut progress = |report: hutch_image::Progress| {
+        let unit = match report.unit {
+            hutch_image::Unit::Bytes => "bytes",
+            hutch_image::Unit::Steps => "steps",
+        };
+        running.progress(Progress {
+            phase: report.phase,
+            done: report.done,
+            total: report.total,
+            unit: unit.into(),
+        });
+    };
+    let limits = Limits {
+        max_content_bytes: shared.config.image_max_bytes,
+        ..Limits::default()
+    };
+    let disk = stage.join("disk.raw");
+    let built = match input {
+        Input::Upload {
+            format: ImportFormat::Ext4,
+            path,
+        } => {
+            let upload = open(path)?;
+            hutch_image::import_ext4(upload, &disk, &limits, &mut progress)?
+        }
+        Input::Upload {
+            format: ImportFormat::Tar,
+            path,
+        } => from_tar(shared, path, &disk, limits, &mut progress)?,
+        Input::Busybox => {
+            let mut tar = create(spool)?;
+            hutch_image::busybox(&mut tar)?;
+            from_tar(shared, spool, &disk, limits, &mut progress)?
+        }
+        Input::Debian { suite } => {
+            hutch_image::bootstrap(suite.as_deref(), spool, cancel, &mut progress)?;
+            from_tar(shared, spool, &disk, limits, &mut progress)?
+        }
+    };
+    // Clones are taken by reading; nothing may change it.
+    fs::set_permissions(&disk, fs::Permissions::from_mode(0o400))
+        .map_err(|source| io_error("protect", &disk, source))?;
+    Ok(built)
+}
+
+fn from_tar(
+    shared: &Shared,
+    tar: &Path,
+    disk: &Path,
+    limits: Limits,
+    progress: &mut dyn FnMut(hutch_image::Progress),
+) -> Result<Built, Error> {
+    let job = Job {
+        purpose: Purpose::Root,
+        limits,
+    };
+    let output = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(disk)
+        .map_err(|source| io_error("create", disk, source))?;
+    let built = hutch_image::build_in_child(
+        &shared.config.launcher,
+        &job,
+        vec![open(tar)?],
+        output,
+        progress,
+    )?;
+    hutch_image::check_ext4(disk)?;
+    Ok(built)
+}
+
+fn open(path: &Path) -> Result<File, Error> {
+    File::open(path).map_err(|source| io_error("open", path, source))
+}
+
+fn create(path: &Path) -> Result<File, Error> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    options
+        .open(path)
+        .map_err(|source| io_error("create", path, source))
+}

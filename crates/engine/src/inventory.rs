@@ -1,0 +1,69 @@
+//! Everything on this host that may be ours: one list, for tests, for `doctor`, and for finding what a crash left.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use crate::Error;
+use crate::engine::{images_dir, machines_dir, spool_dir};
+use crate::prepare::io_error;
+
+/// Something of ours on the host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Item {
+    /// `process`, `machine directory`, `image directory`, `spooled file`.
+    pub kind: &'static str,
+    /// A process' id, or a file's name.
+    pub name: String,
+}
+
+/// Lists what the server of `data_dir` has outside of its store: with no machine and no image it is empty. It needs no
+/// running server.
+///
+/// A process is ours when it works in a machine's directory: VMMs, shims and all they start do.
+///
+/// # Errors
+/// A directory of ours that cannot be read.
+pub fn inventory(data_dir: &Path) -> Result<Vec<Item>, Error> {
+    let mut items = Vec::new();
+    let machines = machines_dir(data_dir);
+    for (kind, dir) in [
+        ("machine directory", machines.clone()),
+        ("image directory", images_dir(data_dir)),
+        ("spooled file", spool_dir(data_dir)),
+    ] {
+        items.extend(names(&dir)?.into_iter().map(|name| Item { kind, name }));
+    }
+    let Ok(machines) = machines.canonicalize() else {
+        return Ok(items);
+    };
+    for name in names(Path::new("/proc"))? {
+        let Ok(pid) = name.parse::<u32>() else {
+            continue;
+        };
+        // Processes of others, and those that have just ended, cannot be looked at.
+        let Ok(cwd) = fs::read_link(format!("/proc/{pid}/cwd")) else {
+            continue;
+        };
+        if cwd.starts_with(&machines) {
+            items.push(Item {
+                kind: "process",
+                name,
+            });
+        }
+    }
+    items.sort();
+    Ok(items)
+}
+
+fn names(dir: &Path) -> Result<Vec<String>, Error> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(io_error("list", dir, source)),
+    };
+    Ok(entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect())
+}

@@ -1,0 +1,102 @@
+//! The kernel, initramfs and modules disk that machines boot with: made once in the background, waited for by starts.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hutch_image::{BootSet, KernelSource};
+use tokio::sync::Mutex;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::drive::blocking;
+use crate::{EngineConfig, Error};
+
+/// Makes and remembers the boot set. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Kernel {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    cache_dir: PathBuf,
+    agent: PathBuf,
+    source: KernelSource,
+    /// Held while it is being made, so that it is made once.
+    state: Mutex<State>,
+}
+
+enum State {
+    NotYet,
+    Ready(BootSet),
+    Failed,
+}
+
+impl Kernel {
+    pub fn new(config: &EngineConfig) -> Kernel {
+        let source = match &config.kernel {
+            Some(path) => KernelSource::Package(path.clone()),
+            None => KernelSource::Distribution,
+        };
+        Kernel {
+            inner: Arc::new(Inner {
+                cache_dir: config.cache_dir.clone(),
+                agent: config.agent.clone(),
+                source,
+                state: Mutex::new(State::NotYet),
+            }),
+        }
+    }
+
+    /// Begins to make the boot set, so that the first machine does not wait for it.
+    pub fn warm(&self, tasks: &TaskTracker) {
+        let kernel = self.clone();
+        tasks.spawn(async move {
+            match kernel.get().await {
+                Ok(boot_set) => info!(
+                    release = boot_set.kernel_release,
+                    "the kernel for guests is ready"
+                ),
+                Err(error) => {
+                    warn!(error = %error.chain(), hint = error.hint(), "no kernel for guests")
+                }
+            }
+        });
+    }
+
+    /// The boot set; made now when there is none.
+    pub async fn get(&self) -> Result<BootSet, Error> {
+        let mut state = self.inner.state.lock().await;
+        if let State::Ready(boot_set) = &*state {
+            return Ok(boot_set.clone());
+        }
+        *state = State::Failed;
+        let inner = self.inner.clone();
+        let made = blocking("make the boot set", move || {
+            let mut silent = |_| {};
+            hutch_image::boot_set(&inner.cache_dir, &inner.agent, &inner.source, &mut silent)
+                .map_err(|error| {
+                    let hint = error.hint();
+                    Error::NoKernel {
+                        reason: Error::from(error).chain(),
+                        hint,
+                    }
+                })
+        })
+        .await?;
+        *state = State::Ready(made.clone());
+        Ok(made)
+    }
+
+    /// Refuses when the last attempt failed and one more does too. While it is still being made there is hope.
+    pub async fn must_be_possible(&self) -> Result<(), Error> {
+        let failed = match self.inner.state.try_lock() {
+            Ok(state) => matches!(*state, State::Failed),
+            Err(_) => false,
+        };
+        if failed {
+            self.get().await.map(drop)
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,648 @@
+//! Requests about machines: admitted or refused, made durable, waited for. What follows is the driver's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hutch_contract::id::MachineId;
+use hutch_contract::machine::{CreateMachine, Machine, Status};
+use hutch_contract::name::Name;
+use hutch_contract::node::RuntimeInfo;
+use hutch_contract::page::{MAX_LIMIT, Page};
+use hutch_contract::record::{FORMAT, ImageRecord, MachineRecord, Observed, Wanted};
+use hutch_runtime::Runtime;
+use hutch_store::{Check, Write};
+use tokio::time::timeout;
+
+use crate::access::{self, Access};
+use crate::admission::{self, Host, Size};
+use crate::engine::{self, Engine, Fleet, Shared};
+use crate::rows::{self, Current, IdempotencyRow, SlotRow};
+use crate::{Error, Principal, deadline, keys, names, plan};
+
+/// Attempts at a generated name that nobody has.
+const NAME_ATTEMPTS: usize = 8;
+/// Longest idempotency key in bytes.
+const MAX_IDEMPOTENCY_KEY: usize = 255;
+
+/// A create that was accepted.
+#[derive(Debug, Clone)]
+pub struct Admitted {
+    /// The machine.
+    pub machine: Machine,
+    /// The same request had been accepted before: this is its answer again.
+    pub replayed: bool,
+}
+
+/// Which machines to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListMachines {
+    /// Only those of this status.
+    pub status: Option<Status>,
+    /// `next` of the page before.
+    pub cursor: Option<String>,
+    /// Rows at most.
+    pub limit: u32,
+}
+
+/// What to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// A status.
+    Status(Status),
+    /// That the machine is gone.
+    Gone,
+}
+
+/// Gives back a slot when the create that took it does not come to pass.
+struct SlotGuard<'a> {
+    shared: &'a Shared,
+    slot: u16,
+    before: Option<SlotRow>,
+    kept: bool,
+}
+
+impl Drop for SlotGuard<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            let mut fleet = self.shared.fleet();
+            match self.before.take() {
+                Some(row) => fleet.slots.insert(self.slot, row),
+                None => fleet.slots.remove(&self.slot),
+            };
+        }
+    }
+}
+
+impl Engine {
+    /// Makes a machine: returns once the intent is durable, long before it runs.
+    ///
+    /// # Errors
+    /// What is wrong with the request, what is short on the host, or why no runtime can be used.
+    pub async fn create(
+        &self,
+        who: &Principal,
+        request: CreateMachine,
+        idempotency_key: Option<&str>,
+    ) -> Result<Admitted, Error> {
+        access::check(who, Access::Write)?;
+        let idempotency = idempotency_key
+            .map(|key| Idempotency::new(who, key, &request))
+            .transpose()?;
+        if let Some(idempotency) = &idempotency
+            && let Some(machine) = self.replay(idempotency).await?
+        {
+            return Ok(Admitted {
+                machine,
+                replayed: true,
+            });
+        }
+        let (image, _in_use) = self.use_image(who, &request.image)?;
+        let size = admission::size(&request, image.size_bytes)?;
+        admission::pairs("env", &request.env)?;
+        admission::pairs("labels", &request.labels)?;
+        let runtime = self.choose_runtime(request.runtime.as_deref()).await?;
+        if runtime.boots_kernel() {
+            self.shared.kernel.must_be_possible().await?;
+        }
+        for _ in 0..NAME_ATTEMPTS {
+            let name = request.name.clone().unwrap_or_else(names::generate);
+            match self
+                .admit(
+                    who,
+                    &request,
+                    name,
+                    &image,
+                    size,
+                    &runtime,
+                    idempotency.as_ref(),
+                )
+                .await
+            {
+                Err(Error::NameTaken { .. }) if request.name.is_none() => continue,
+                Err(error @ Error::NameTaken { .. }) => {
+                    // The name may be taken by the same request, sent twice at once.
+                    if let Some(idempotency) = &idempotency
+                        && let Some(machine) = self.replay(idempotency).await?
+                    {
+                        return Ok(Admitted {
+                            machine,
+                            replayed: true,
+                        });
+                    }
+                    return Err(error);
+                }
+                outcome => return outcome,
+            }
+        }
+        Err(Error::NameTaken {
+            what: "machine",
+            name: "every generated name".into(),
+        })
+    }
+
+    /// Reserves everything the machine will use and its intent, in one commit.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a decision that was made before"
+    )]
+    async fn admit(
+        &self,
+        who: &Principal,
+        request: &CreateMachine,
+        name: Name,
+        image: &ImageRecord,
+        size: Size,
+        runtime: &Arc<dyn Runtime>,
+        idempotency: Option<&Idempotency>,
+    ) -> Result<Admitted, Error> {
+        let shared = &self.shared;
+        let id = MachineId::new();
+        let mut slot = self.take_slot(&id, &size)?;
+        let record = MachineRecord {
+            format: FORMAT,
+            id: id.clone(),
+            owner: who.owner.clone(),
+            name: name.clone(),
+            slot: slot.slot,
+            image: image.id.clone(),
+            image_name: image.name.clone(),
+            runtime: runtime.name().to_owned(),
+            isolation: runtime.capabilities().isolation,
+            vcpu: size.vcpu,
+            memory_mib: size.memory_mib,
+            disk_gib: size.disk_gib,
+            env: request.env.clone(),
+            labels: request.labels.clone(),
+            wanted: Wanted::Running,
+            observed: Observed::Absent,
+            generation: 1,
+            served: 0,
+            restart: false,
+            exit: None,
+            starts: 0,
+            failed_starts: 0,
+            created_at_ms: shared.now_ms(),
+            started_at_ms: None,
+            unapplied: Vec::new(),
+            timings: Vec::new(),
+        };
+        let key = rows::machine(&id);
+        let name_key = rows::machine_name(&who.owner, &name);
+        let mut checks = vec![Check::Absent(key.clone()), Check::Absent(name_key.clone())];
+        let mut writes = vec![
+            Write::json(key, &record)?,
+            Write::json(name_key.clone(), &id)?,
+            Write::json(
+                rows::slot(slot.slot),
+                &SlotRow::Taken {
+                    machine: id.clone(),
+                },
+            )?,
+        ];
+        if let Some(idempotency) = idempotency {
+            let row = IdempotencyRow {
+                format: FORMAT,
+                request_sha256: idempotency.request_sha256.clone(),
+                reply: Current::new(record.clone(), 0).machine(),
+                created_at_ms: shared.now_ms(),
+            };
+            checks.push(Check::Absent(idempotency.row.clone()));
+            writes.push(Write::json(idempotency.row.clone(), &row)?);
+        }
+        let revision = match shared.store.commit(checks, writes).await {
+            Ok(revision) => revision,
+            Err(hutch_store::Error::Conflict { key, .. }) if key == name_key => {
+                return Err(Error::NameTaken {
+                    what: "machine",
+                    name: name.to_string(),
+                });
+            }
+            Err(hutch_store::Error::Conflict { key, .. })
+                if idempotency.is_some_and(|i| i.row == key) =>
+            {
+                let idempotency = idempotency.expect("it was just looked at");
+                let machine = self
+                    .replay(idempotency)
+                    .await?
+                    .ok_or(Error::IdempotencyMismatch)?;
+                return Ok(Admitted {
+                    machine,
+                    replayed: true,
+                });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        slot.kept = true;
+        drop(slot);
+        let current = Current::new(record.clone(), revision.0);
+        let reply = current.machine();
+        let machine = Arc::new(engine::Machine::new(shared.store.clone(), current));
+        {
+            let mut fleet = shared.fleet();
+            fleet
+                .machine_names
+                .insert((who.owner.clone(), name), id.clone());
+            fleet.machines.insert(id, machine.clone());
+        }
+        shared.drive(machine, &record, true)?;
+        Ok(Admitted {
+            machine: reply,
+            replayed: false,
+        })
+    }
+
+    /// Takes a slot and looks whether there is room, under one short lock, so that two creates cannot both have the
+    /// last of it.
+    fn take_slot(&self, id: &MachineId, size: &Size) -> Result<SlotGuard<'_>, Error> {
+        let shared = self.shared.as_ref();
+        let (memory_mib, available_mib) = admission::host_memory();
+        let free_bytes = hutch_disk::free_bytes(&shared.config.data_dir)?;
+        let mut fleet = shared.fleet();
+        let host = Host {
+            memory_mib,
+            available_mib,
+            free_bytes,
+            ..promised(&fleet)
+        };
+        admission::room(&shared.config, &host, size)?;
+        let slot = admission::free_slot(&fleet.slots, shared.now_ms(), deadline::SLOT_REST).ok_or(
+            Error::Exhausted {
+                what: "machines",
+                need: 1,
+                have: 0,
+                unit: "slots",
+            },
+        )?;
+        let before = fleet.slots.insert(
+            slot,
+            SlotRow::Taken {
+                machine: id.clone(),
+            },
+        );
+        Ok(SlotGuard {
+            shared,
+            slot,
+            before,
+            kept: false,
+        })
+    }
+
+    async fn replay(&self, idempotency: &Idempotency) -> Result<Option<Machine>, Error> {
+        let Some(row) = self
+            .shared
+            .store
+            .get_json::<IdempotencyRow>(&idempotency.row)
+            .await?
+        else {
+            return Ok(None);
+        };
+        if row.value.request_sha256 != idempotency.request_sha256 {
+            return Err(Error::IdempotencyMismatch);
+        }
+        let now = self
+            .shared
+            .fleet()
+            .machines
+            .get(&row.value.reply.id)
+            .and_then(|machine| machine.cell.get());
+        Ok(Some(
+            now.map_or(row.value.reply, |current| current.machine()),
+        ))
+    }
+
+    /// Drops replies that are too old to be asked for again.
+    pub(crate) async fn sweep_idempotency(&self) -> Result<(), Error> {
+        let store = self.shared.store.as_ref();
+        let oldest = self
+            .shared
+            .now_ms()
+            .saturating_sub(deadline::IDEMPOTENCY.as_millis() as u64);
+        for row in rows::all::<IdempotencyRow>(store, "idempotency/").await? {
+            if row.value.created_at_ms < oldest {
+                store
+                    .commit(vec![row.unchanged()], vec![Write::Delete(row.key)])
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn choose_runtime(&self, asked: Option<&str>) -> Result<Arc<dyn Runtime>, Error> {
+        let asked = asked.or(self.shared.config.runtime.as_deref());
+        let candidates: Vec<_> = match asked {
+            Some(name) => vec![self.shared.runtime(name)?],
+            None => self.shared.runtimes.clone(),
+        };
+        let mut last = None;
+        for runtime in candidates {
+            let info = runtime.probe().await;
+            match refusal(&info, self.shared.config.allow_emulation) {
+                None => return Ok(runtime),
+                Some((reason, hint)) => last = Some((info.name, reason, hint)),
+            }
+        }
+        let (name, reason, hint) =
+            last.unwrap_or_else(|| ("any".into(), "none is built in".into(), None));
+        Err(Error::RuntimeUnusable { name, reason, hint })
+    }
+
+    /// What there is to run machines with.
+    pub async fn runtimes(&self) -> Vec<RuntimeInfo> {
+        let mut infos = Vec::new();
+        for runtime in &self.shared.runtimes {
+            infos.push(runtime.probe().await);
+        }
+        infos
+    }
+
+    /// One machine, by id or name.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn machine(&self, who: &Principal, reference: &str) -> Result<Machine, Error> {
+        let machine = self.find_machine(who, reference)?;
+        let current = machine
+            .cell
+            .get()
+            .ok_or_else(|| Error::not_found("machine", reference))?;
+        Ok(current.machine())
+    }
+
+    /// Machines in pages, oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a cursor that no page gave.
+    pub fn machines(&self, who: &Principal, list: &ListMachines) -> Result<Page<Machine>, Error> {
+        let after = match &list.cursor {
+            None => None,
+            Some(cursor) => Some(
+                cursor
+                    .parse::<MachineId>()
+                    .map_err(|_| Error::invalid("cursor", "is not of a list"))?,
+            ),
+        };
+        let limit = page_limit(list.limit)?;
+        let fleet = self.shared.fleet();
+        let range = match &after {
+            None => fleet.machines.range::<MachineId, _>(..),
+            Some(id) => fleet
+                .machines
+                .range((std::ops::Bound::Excluded(id), std::ops::Bound::Unbounded)),
+        };
+        let mut found = range
+            .filter_map(|(_, machine)| machine.cell.get())
+            .filter(|current| access::sees(who, &current.record.owner))
+            .filter(|current| {
+                list.status
+                    .is_none_or(|status| plan::status(&current.record) == status)
+            })
+            .map(|current| current.machine());
+        let items: Vec<_> = found.by_ref().take(limit).collect();
+        let more = found.next().is_some();
+        let next = more
+            .then(|| items.last().map(|machine| machine.id.to_string()))
+            .flatten();
+        Ok(Page { items, next })
+    }
+
+    /// Wants the machine to run. One that runs is no error.
+    ///
+    /// # Errors
+    /// [`Error::WrongStatus`] while it is being deleted; what is short on the host.
+    pub async fn start(&self, who: &Principal, reference: &str) -> Result<Machine, Error> {
+        self.want(who, reference, "start", |record| {
+            if record.wanted != Wanted::Running || plan::status(record) == Status::Failed {
+                record.wanted = Wanted::Running;
+                record.generation += 1;
+            }
+        })
+        .await
+    }
+
+    /// Wants the machine to stop: its guest is asked, then it is ended.
+    ///
+    /// # Errors
+    /// [`Error::WrongStatus`] while it is being deleted.
+    pub async fn stop(&self, who: &Principal, reference: &str) -> Result<Machine, Error> {
+        self.want(who, reference, "stop", |record| {
+            if record.wanted != Wanted::Stopped {
+                record.wanted = Wanted::Stopped;
+                record.restart = false;
+                record.generation += 1;
+            }
+        })
+        .await
+    }
+
+    /// Wants the machine to stop and to run again.
+    ///
+    /// # Errors
+    /// [`Error::WrongStatus`] while it is being deleted.
+    pub async fn restart(&self, who: &Principal, reference: &str) -> Result<Machine, Error> {
+        self.want(who, reference, "restart", |record| {
+            record.wanted = Wanted::Running;
+            record.restart = true;
+            record.generation += 1;
+        })
+        .await
+    }
+
+    /// Wants the machine gone, with its disk. Repeating it is no error while it is on its way out.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub async fn delete(&self, who: &Principal, reference: &str) -> Result<Machine, Error> {
+        access::check(who, Access::Write)?;
+        let machine = self.find_machine(who, reference)?;
+        let current = machine
+            .cell
+            .update(|record| {
+                if record.wanted != Wanted::Deleted {
+                    record.wanted = Wanted::Deleted;
+                    record.generation += 1;
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(current.machine())
+    }
+
+    async fn want(
+        &self,
+        who: &Principal,
+        reference: &str,
+        verb: &'static str,
+        change: impl FnOnce(&mut MachineRecord),
+    ) -> Result<Machine, Error> {
+        access::check(who, Access::Write)?;
+        let machine = self.find_machine(who, reference)?;
+        let current = machine
+            .cell
+            .update(|record| {
+                if record.wanted == Wanted::Deleted {
+                    return Err(Error::wrong_status(
+                        &record.name,
+                        plan::status(record),
+                        verb,
+                    ));
+                }
+                change(record);
+                Ok(())
+            })
+            .await?;
+        Ok(current.machine())
+    }
+
+    /// Waits until the machine is what `target` says. `None`: it is gone, as was wanted.
+    ///
+    /// # Errors
+    /// [`Error::MachineFailed`] or [`Error::WrongStatus`] when it will not come, [`Error::Timeout`] when it has not.
+    pub async fn wait(
+        &self,
+        who: &Principal,
+        reference: &str,
+        target: Target,
+        limit: Duration,
+    ) -> Result<Option<Machine>, Error> {
+        let machine = self.find_machine(who, reference)?;
+        let mut records = machine.cell.watch();
+        let arrived = records.wait_for(|current| arrival(current.as_ref(), target).is_some());
+        let current = match timeout(limit, arrived).await {
+            Ok(Ok(current)) => current.clone(),
+            Ok(Err(_)) => None,
+            Err(_) => {
+                return Err(Error::timeout(
+                    format!("waiting for machine `{}`", machine.name()),
+                    limit,
+                ));
+            }
+        };
+        let outcome = arrival(current.as_ref(), target);
+        outcome.unwrap_or_else(|| Err(Error::not_found("machine", reference)))
+    }
+
+    pub(crate) fn find_machine(
+        &self,
+        who: &Principal,
+        reference: &str,
+    ) -> Result<Arc<engine::Machine>, Error> {
+        let fleet = self.shared.fleet();
+        let id = match reference.parse::<MachineId>() {
+            Ok(id) => Some(id),
+            Err(_) => reference
+                .parse::<Name>()
+                .ok()
+                .and_then(|name| fleet.machine_names.get(&(who.owner.clone(), name)).cloned()),
+        };
+        id.and_then(|id| fleet.machines.get(&id))
+            .filter(|machine| {
+                machine
+                    .cell
+                    .get()
+                    .is_some_and(|current| access::sees(who, &current.record.owner))
+            })
+            .cloned()
+            .ok_or_else(|| Error::not_found("machine", reference))
+    }
+}
+
+/// What waiting for `target` comes to when this is the record; `None`: wait on.
+fn arrival(current: Option<&Current>, target: Target) -> Option<Result<Option<Machine>, Error>> {
+    let Some(current) = current else {
+        return Some(match target {
+            Target::Gone => Ok(None),
+            Target::Status(_) => Err(Error::not_found("machine", "it was deleted meanwhile")),
+        });
+    };
+    let record = &current.record;
+    let status = plan::status(record);
+    let Target::Status(wanted) = target else {
+        return None;
+    };
+    if status == wanted {
+        return Some(Ok(Some(current.machine())));
+    }
+    match (status, &record.observed) {
+        (Status::Failed, Observed::Failed { reason, .. }) => Some(Err(Error::MachineFailed {
+            name: record.name.to_string(),
+            reason: reason.clone(),
+        })),
+        (Status::Stopped | Status::Deleting, _) if wanted == Status::Running => Some(Err(
+            Error::wrong_status(&record.name, status, "come to run"),
+        )),
+        _ => None,
+    }
+}
+
+/// Why a runtime may not be used, and what to do about it.
+fn refusal(info: &RuntimeInfo, allow_emulation: bool) -> Option<(String, Option<String>)> {
+    use hutch_contract::machine::Isolation;
+    if !info.usable {
+        let reason = info
+            .reason
+            .clone()
+            .unwrap_or_else(|| "it is not usable".into());
+        return Some((reason, info.hint.clone()));
+    }
+    if info.capabilities.isolation == Isolation::Emulation && !allow_emulation {
+        return Some((
+            "it only emulates here, which is no security boundary, and the server listens beyond this host".into(),
+            Some("set `allow_emulation = true` if you trust what runs in the machines".into()),
+        ));
+    }
+    None
+}
+
+/// What is promised to the machines that exist or are being admitted.
+fn promised(fleet: &Fleet) -> Host {
+    let taken = fleet
+        .slots
+        .values()
+        .filter(|row| matches!(row, SlotRow::Taken { .. }))
+        .count();
+    let promised_mib = fleet
+        .machines
+        .values()
+        .filter_map(|machine| machine.cell.get())
+        .filter(|current| current.record.wanted == Wanted::Running)
+        .map(|current| u64::from(current.record.memory_mib))
+        .sum();
+    Host {
+        machines: taken as u64,
+        promised_mib,
+        ..Host::default()
+    }
+}
+
+pub(crate) fn page_limit(limit: u32) -> Result<usize, Error> {
+    if (1..=MAX_LIMIT).contains(&limit) {
+        Ok(limit as usize)
+    } else {
+        Err(Error::invalid(
+            "limit",
+            format!("is {limit}, and must be from 1 to {MAX_LIMIT}"),
+        ))
+    }
+}
+
+/// A create's idempotency key and what it was sent with.
+struct Idempotency {
+    row: hutch_store::Key,
+    request_sha256: String,
+}
+
+impl Idempotency {
+    fn new(who: &Principal, key: &str, request: &CreateMachine) -> Result<Idempotency, Error> {
+        if key.is_empty() || key.len() > MAX_IDEMPOTENCY_KEY {
+            return Err(Error::invalid(
+                "Idempotency-Key",
+                format!("must have 1 to {MAX_IDEMPOTENCY_KEY} bytes"),
+            ));
+        }
+        let body = serde_json::to_vec(request).expect("requests have string keys only");
+        Ok(Idempotency {
+            row: rows::idempotency(&who.owner, &keys::sha256_hex(key.as_bytes())),
+            request_sha256: keys::sha256_hex(&body),
+        })
+    }
+}

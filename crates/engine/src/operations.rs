@@ -1,0 +1,204 @@
+//! Operations: durable rows of something long that is being done, with progress in memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hutch_contract::id::OperationId;
+use hutch_contract::operation::{Operation, OperationState, Progress};
+use hutch_contract::record::{FORMAT, OperationRecord};
+use hutch_store::Write;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::access::{self, Access};
+use crate::engine::Shared;
+use crate::{Engine, Error, Principal, rows};
+
+/// Operations whose end is remembered; older ones are dropped.
+const KEPT: usize = 1000;
+
+/// An operation in memory, to be looked at and waited for.
+pub(crate) struct Running {
+    pub record: OperationRecord,
+    /// Its state, and a count of its changes.
+    state: watch::Sender<(OperationState, u64)>,
+}
+
+impl Running {
+    pub fn new(record: OperationRecord) -> Running {
+        let state = watch::Sender::new((record.state.clone(), 1));
+        Running { record, state }
+    }
+
+    /// Tells who looks how far it is.
+    pub fn progress(&self, progress: Progress) {
+        self.set(OperationState::Running {
+            progress: Some(progress),
+        });
+    }
+
+    fn set(&self, new: OperationState) {
+        self.state.send_modify(|(state, version)| {
+            *state = new;
+            *version += 1;
+        });
+    }
+
+    fn show(&self) -> Operation {
+        let (state, version) = self.state.borrow().clone();
+        Operation {
+            id: self.record.id.clone(),
+            kind: self.record.kind.clone(),
+            target: self.record.target.clone(),
+            state,
+            created_at_ms: self.record.created_at_ms,
+            version,
+        }
+    }
+
+    fn finished(&self) -> bool {
+        !matches!(self.state.borrow().0, OperationState::Running { .. })
+    }
+}
+
+impl Shared {
+    /// A new operation and the write that makes it durable.
+    pub fn new_operation(
+        &self,
+        who: &Principal,
+        kind: &str,
+        target: String,
+    ) -> Result<(OperationRecord, Write), Error> {
+        let record = OperationRecord {
+            format: FORMAT,
+            id: OperationId::new(),
+            owner: who.owner.clone(),
+            kind: kind.to_owned(),
+            target,
+            state: OperationState::Running { progress: None },
+            created_at_ms: self.now_ms(),
+        };
+        let write = Write::json(rows::operation(&record.id), &record)?;
+        Ok((record, write))
+    }
+
+    /// Lets an operation whose row is durable be seen.
+    pub fn show_operation(&self, record: OperationRecord) -> Arc<Running> {
+        let running = Arc::new(Running::new(record));
+        self.fleet()
+            .operations
+            .insert(running.record.id.clone(), running.clone());
+        running
+    }
+
+    /// Records how an operation ended, together with `writes`, and drops the oldest ended ones.
+    ///
+    /// # Errors
+    /// The store's; the operation is then still running as far as anybody can see, and `recover` ends it.
+    pub async fn end_operation(
+        &self,
+        running: &Running,
+        outcome: &Result<(), Error>,
+        mut writes: Vec<Write>,
+    ) -> Result<(), Error> {
+        let state = ended(outcome);
+        let record = OperationRecord {
+            state: state.clone(),
+            ..running.record.clone()
+        };
+        writes.push(Write::json(rows::operation(&record.id), &record)?);
+        let mut dropped = Vec::new();
+        {
+            let fleet = self.fleet();
+            let excess = fleet.operations.len().saturating_sub(KEPT);
+            dropped.extend(
+                fleet
+                    .operations
+                    .values()
+                    .filter(|op| op.finished())
+                    .take(excess)
+                    .map(|op| op.record.id.clone()),
+            );
+        }
+        writes.extend(
+            dropped
+                .iter()
+                .take(16)
+                .map(|id| Write::Delete(rows::operation(id))),
+        );
+        self.store.commit(Vec::new(), writes).await?;
+        for id in dropped.iter().take(16) {
+            self.fleet().operations.remove(id);
+        }
+        running.set(state);
+        Ok(())
+    }
+}
+
+fn ended(outcome: &Result<(), Error>) -> OperationState {
+    match outcome {
+        Ok(()) => OperationState::Succeeded,
+        Err(error) => OperationState::Failed {
+            code: error.code().to_owned(),
+            message: error.chain(),
+            hint: error.hint(),
+        },
+    }
+}
+
+impl Engine {
+    /// One operation.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn operation(&self, who: &Principal, id: &OperationId) -> Result<Operation, Error> {
+        Ok(self.find_operation(who, id)?.show())
+    }
+
+    /// The operation once it has changed since `after_version` or has ended, or as it is when `limit` is over.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub async fn wait_operation(
+        &self,
+        who: &Principal,
+        id: &OperationId,
+        after_version: u64,
+        limit: Duration,
+    ) -> Result<Operation, Error> {
+        let running = self.find_operation(who, id)?;
+        let mut states = running.state.subscribe();
+        let newer = |(state, version): &(OperationState, u64)| {
+            *version > after_version || !matches!(state, OperationState::Running { .. })
+        };
+        // Not having changed is no error: the caller asks again.
+        drop(timeout(limit, states.wait_for(newer)).await);
+        Ok(running.show())
+    }
+
+    fn find_operation(&self, who: &Principal, id: &OperationId) -> Result<Arc<Running>, Error> {
+        access::check(who, Access::Read)?;
+        let found = self.shared.fleet().operations.get(id).cloned();
+        found
+            .filter(|running| access::sees(who, &running.record.owner))
+            .ok_or_else(|| Error::not_found("operation", id.as_str()))
+    }
+
+    /// Ends what the end of the last server interrupted. Its files are orphans and erased with them.
+    pub(crate) async fn fail_interrupted_operations(&self) -> Result<(), Error> {
+        let shared = &self.shared;
+        for row in rows::all::<OperationRecord>(shared.store.as_ref(), "operation/").await? {
+            rows::known_format(&row.key, row.value.format)?;
+            let record = row.value;
+            let interrupted = matches!(record.state, OperationState::Running { .. });
+            let running = shared.show_operation(record);
+            if interrupted {
+                let freed = self.names_reserved_for(&running.record.target).await?;
+                shared
+                    .end_operation(&running, &Err(Error::Interrupted), freed)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,147 @@
+//! What comes next for a machine: all policy, and no effect.
+//!
+//! ```text
+//!                      create                         start, restart
+//!                        │                   ┌──────────────────────────────┐
+//!                        ▼                   ▼                              │
+//!                    ┌────────┐ Prepare ┌────────┐ Boot, Greet ┌─────────┐ stop, restart: ShutDown
+//!   wanted running:  │ absent │────────►│ files  │────────────►│ running │──────────────┐
+//!                    └────────┘         └────────┘             └─────────┘              ▼
+//!                        │ a step fails      │ a step fails     │ the guest   │    ┌─────────┐
+//!                        ▼                   ▼                  │ powers off, │    │ stopped │
+//!                    ┌──────────────────────────┐               │ crashes ────┼───►└─────────┘
+//!                    │ failed(code, reason)     │               │ or reboots ─┴──► Boot again
+//!                    └──────────────────────────┘
+//!   wanted deleted, from everywhere:  Kill ─► Remove ─► the record is gone
+//!   unknown: a process may be there and cannot be proved to be ours: nothing is done until it can
+//! ```
+//!
+//! A machine's task asks [`next`] again after every step and every event, so a step may fail, be interrupted by a
+//! newer wish or by the end of the server at any line: what is the case is looked at again, and the plan goes on.
+
+use hutch_contract::machine::{Exit, Status};
+use hutch_contract::record::{MachineRecord, Observed, Wanted};
+
+/// What is known of a machine's process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Life {
+    /// There is none. `Some`: how the last one ended, when that has not been recorded.
+    None(Option<Exit>),
+    /// It runs, and is proved to be ours.
+    Alive,
+    /// Something holds its place, and whose it is cannot be proved.
+    Unproved,
+}
+
+/// What is the case on the host. The record says what was wanted and what was last seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Its process.
+    pub life: Life,
+    /// Its directory holds all that a start needs.
+    pub files: bool,
+    /// Its agent answers on the present connection and has its identity.
+    pub greeted: bool,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing, until something happens.
+    Rest,
+    /// Make the directory and clone the disk.
+    Prepare,
+    /// Start the VMM.
+    Boot,
+    /// Reach the agent, give it its identity, and record that the machine runs.
+    Greet,
+    /// Ask the guest to power off, and end the VMM when it does not.
+    ShutDown,
+    /// End the VMM.
+    Kill,
+    /// Record that it does not run, and how it ended.
+    NoteStopped(Option<Exit>),
+    /// Record that a restart has stopped it.
+    NoteRestarting,
+    /// Record that its process cannot be proved.
+    NoteUnknown,
+    /// Erase its files, then drop the record with its name and slot.
+    Remove,
+}
+
+/// The next step towards what is wanted.
+pub fn next(record: &MachineRecord, facts: &Facts) -> Step {
+    let given_up =
+        matches!(record.observed, Observed::Failed { .. }) && record.served == record.generation;
+    match (&facts.life, record.wanted) {
+        (Life::Unproved, _) => match record.observed {
+            Observed::Unknown { .. } => Step::Rest,
+            _ => Step::NoteUnknown,
+        },
+
+        (Life::Alive, Wanted::Deleted) => Step::Kill,
+        (Life::Alive, Wanted::Stopped) => Step::ShutDown,
+        (Life::Alive, Wanted::Running) if given_up => Step::Kill,
+        (Life::Alive, Wanted::Running) if record.restart => Step::ShutDown,
+        (Life::Alive, Wanted::Running) => {
+            if facts.greeted && record.observed == Observed::Running {
+                Step::Rest
+            } else {
+                Step::Greet
+            }
+        }
+
+        (Life::None(_), Wanted::Deleted) => Step::Remove,
+        (Life::None(exit), Wanted::Stopped) => {
+            if record.observed == Observed::Stopped && exit.is_none() {
+                Step::Rest
+            } else {
+                Step::NoteStopped(exit.clone())
+            }
+        }
+        (Life::None(_), Wanted::Running) if given_up => Step::Rest,
+        (Life::None(_), Wanted::Running) if record.restart => Step::NoteRestarting,
+        (Life::None(exit), Wanted::Running) if came_to_run(record) => match exit {
+            Some(Exit::Reboot) => Step::Boot,
+            Some(exit) => Step::NoteStopped(Some(exit.clone())),
+            None => Step::NoteStopped(Some(Exit::Lost)),
+        },
+        (Life::None(_), Wanted::Running) if facts.files => Step::Boot,
+        (Life::None(_), Wanted::Running) => Step::Prepare,
+    }
+}
+
+/// Whether the present run of the machine had come to answer: then a silent agent is waited for, not given up.
+pub fn came_to_run(record: &MachineRecord) -> bool {
+    matches!(
+        record.observed,
+        Observed::Running | Observed::Unknown { .. }
+    )
+}
+
+/// Whether a newer wish makes going on with `step` pointless. Only steps that wait for a guest are asked.
+pub fn superseded(step: &Step, record: &MachineRecord) -> bool {
+    match step {
+        Step::Boot | Step::Greet | Step::Prepare => {
+            record.wanted != Wanted::Running || record.restart
+        }
+        Step::ShutDown => record.wanted == Wanted::Deleted,
+        _ => false,
+    }
+}
+
+/// The status that the API shows.
+pub fn status(record: &MachineRecord) -> Status {
+    match (&record.observed, record.wanted) {
+        (Observed::Unknown { .. }, _) => Status::Unknown,
+        (_, Wanted::Deleted) => Status::Deleting,
+        (Observed::Failed { .. }, _) if record.served == record.generation => Status::Failed,
+        (Observed::Running, Wanted::Running) if !record.restart => Status::Running,
+        (_, Wanted::Running) => Status::Starting,
+        (Observed::Stopped, Wanted::Stopped) => Status::Stopped,
+        (_, Wanted::Stopped) => Status::Stopping,
+    }
+}
+
+#[cfg(test)]
+mod tests;

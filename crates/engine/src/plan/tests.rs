@@ -1,0 +1,239 @@
+//! The policy as tables, and what holds for every order of wishes, failures and crashes.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::rows::tests::machine_record;
+
+fn facts(life: Life) -> Facts {
+    Facts {
+        life,
+        files: true,
+        greeted: false,
+    }
+}
+
+fn record(wanted: Wanted, observed: Observed) -> MachineRecord {
+    MachineRecord {
+        wanted,
+        observed,
+        ..machine_record()
+    }
+}
+
+fn failed() -> Observed {
+    Observed::Failed {
+        code: "boot".into(),
+        reason: "no".into(),
+    }
+}
+
+#[test]
+fn a_new_machine_is_prepared_booted_and_greeted() {
+    let new = record(Wanted::Running, Observed::Absent);
+    let nothing = Facts {
+        life: Life::None(None),
+        files: false,
+        greeted: false,
+    };
+    assert_eq!(next(&new, &nothing), Step::Prepare);
+    assert_eq!(next(&new, &facts(Life::None(None))), Step::Boot);
+    assert_eq!(next(&new, &facts(Life::Alive)), Step::Greet);
+}
+
+#[test]
+fn a_running_machine_rests_and_is_greeted_again_when_its_agent_is_lost() {
+    let running = record(Wanted::Running, Observed::Running);
+    assert_eq!(
+        next(
+            &running,
+            &Facts {
+                greeted: true,
+                ..facts(Life::Alive)
+            }
+        ),
+        Step::Rest
+    );
+    assert_eq!(next(&running, &facts(Life::Alive)), Step::Greet);
+}
+
+#[test]
+fn a_guest_that_reboots_is_booted_and_one_that_ends_is_stopped() {
+    let running = record(Wanted::Running, Observed::Running);
+    assert_eq!(
+        next(&running, &facts(Life::None(Some(Exit::Reboot)))),
+        Step::Boot
+    );
+    for exit in [
+        Exit::PowerOff,
+        Exit::Panic,
+        Exit::Signal { signal: 11 },
+        Exit::Code { code: 1 },
+    ] {
+        assert_eq!(
+            next(&running, &facts(Life::None(Some(exit.clone())))),
+            Step::NoteStopped(Some(exit))
+        );
+    }
+    assert_eq!(
+        next(&running, &facts(Life::None(None))),
+        Step::NoteStopped(Some(Exit::Lost))
+    );
+}
+
+#[test]
+fn a_failed_start_is_ended_and_waits_to_be_asked_again() {
+    let given_up = record(Wanted::Running, failed());
+    assert_eq!(next(&given_up, &facts(Life::Alive)), Step::Kill);
+    assert_eq!(next(&given_up, &facts(Life::None(None))), Step::Rest);
+    let asked = MachineRecord {
+        generation: given_up.generation + 1,
+        ..given_up
+    };
+    assert_eq!(next(&asked, &facts(Life::None(None))), Step::Boot);
+    assert_eq!(status(&asked), Status::Starting);
+}
+
+#[test]
+fn a_restart_stops_first() {
+    let asked = MachineRecord {
+        restart: true,
+        ..record(Wanted::Running, Observed::Running)
+    };
+    assert_eq!(next(&asked, &facts(Life::Alive)), Step::ShutDown);
+    assert_eq!(
+        next(&asked, &facts(Life::None(Some(Exit::PowerOff)))),
+        Step::NoteRestarting
+    );
+    assert_eq!(status(&asked), Status::Starting);
+}
+
+fn any_exit() -> impl Strategy<Value = Option<Exit>> {
+    prop_oneof![
+        Just(None),
+        Just(Some(Exit::PowerOff)),
+        Just(Some(Exit::Reboot)),
+        Just(Some(Exit::Killed)),
+        Just(Some(Exit::Lost)),
+    ]
+}
+
+fn any_facts() -> impl Strategy<Value = Facts> {
+    let life = prop_oneof![
+        any_exit().prop_map(Life::None),
+        Just(Life::Alive),
+        Just(Life::Unproved)
+    ];
+    (life, any::<bool>(), any::<bool>()).prop_map(|(life, files, greeted)| Facts {
+        greeted: greeted && life == Life::Alive,
+        life,
+        files,
+    })
+}
+
+fn any_record() -> impl Strategy<Value = MachineRecord> {
+    let wanted = prop_oneof![
+        Just(Wanted::Running),
+        Just(Wanted::Stopped),
+        Just(Wanted::Deleted)
+    ];
+    let observed = prop_oneof![
+        Just(Observed::Absent),
+        Just(Observed::Running),
+        Just(Observed::Stopped),
+        Just(failed()),
+        Just(Observed::Unknown { reason: "?".into() }),
+    ];
+    (wanted, observed, any::<bool>(), 0..2u64).prop_map(|(wanted, observed, restart, ahead)| {
+        let base = record(wanted, observed);
+        MachineRecord {
+            restart: restart && wanted == Wanted::Running,
+            generation: base.served + ahead,
+            ..base
+        }
+    })
+}
+
+/// What a step brings about when it works. `None`: the record is gone.
+fn perform(
+    step: &Step,
+    mut record: MachineRecord,
+    mut facts: Facts,
+) -> Option<(MachineRecord, Facts)> {
+    match step {
+        Step::Rest => {}
+        Step::Prepare => facts.files = true,
+        Step::Boot => facts.life = Life::Alive,
+        Step::Greet => {
+            facts.greeted = true;
+            record.observed = Observed::Running;
+            record.served = record.generation;
+        }
+        Step::ShutDown | Step::Kill => {
+            facts.life = Life::None(Some(Exit::Killed));
+            facts.greeted = false;
+        }
+        Step::NoteStopped(_) => {
+            record.observed = Observed::Stopped;
+            record.wanted = Wanted::Stopped;
+            record.served = record.generation;
+            facts.life = Life::None(None);
+        }
+        Step::NoteRestarting => {
+            record.observed = Observed::Stopped;
+            record.restart = false;
+            facts.life = Life::None(None);
+        }
+        Step::NoteUnknown => record.observed = Observed::Unknown { reason: "?".into() },
+        Step::Remove => return None,
+    }
+    Some((record, facts))
+}
+
+proptest! {
+    /// From every state the plan comes to rest at what is wanted, within a few steps, and stays there.
+    #[test]
+    fn every_state_comes_to_rest(record in any_record(), facts in any_facts()) {
+        let wanted = record.wanted;
+        let unproved = facts.life == Life::Unproved;
+        let mut state = Some((record, facts));
+        let mut steps = 0;
+        while let Some((record, facts)) = state.clone() {
+            let step = next(&record, &facts);
+            if step == Step::Rest {
+                break;
+            }
+            state = perform(&step, record, facts);
+            steps += 1;
+            prop_assert!(steps <= 8, "no rest");
+        }
+        match state {
+            None => prop_assert!(wanted == Wanted::Deleted),
+            Some((record, _)) if unproved => prop_assert_eq!(status(&record), Status::Unknown),
+            Some((record, facts)) => {
+                prop_assert!(wanted != Wanted::Deleted);
+                if wanted == Wanted::Stopped {
+                    prop_assert_eq!(status(&record), Status::Stopped);
+                    prop_assert!(matches!(facts.life, Life::None(_)));
+                }
+            }
+        }
+    }
+
+    /// Nothing destructive is done to what cannot be proved to be ours.
+    #[test]
+    fn the_unproved_is_left_alone(record in any_record(), facts in any_facts()) {
+        let facts = Facts { life: Life::Unproved, greeted: false, ..facts };
+        prop_assert!(matches!(next(&record, &facts), Step::Rest | Step::NoteUnknown));
+    }
+
+    /// Files go only when no process uses them, and a process is started only when none is there.
+    #[test]
+    fn effects_fit_the_process(record in any_record(), facts in any_facts()) {
+        match next(&record, &facts) {
+            Step::Remove | Step::Boot | Step::Prepare => prop_assert!(matches!(facts.life, Life::None(_))),
+            Step::Kill | Step::ShutDown | Step::Greet => prop_assert_eq!(facts.life, Life::Alive),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The files of a machine: made in one go, complete or made again, erased without following anything.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+
+use hutch_contract::record::MachineRecord;
+use hutch_image::BootSet;
+use hutch_runtime::MachineDir;
+
+use crate::Error;
+
+/// Last file to be written: with it the directory is complete.
+const COMPLETE: &str = "machine.json";
+/// Console text quoted in the reason of a failed start, in bytes.
+const CONSOLE_TAIL: usize = 512;
+/// Bytes in a GiB.
+const GIB: u64 = 1 << 30;
+
+/// Whether [`prepare`] has finished for this directory.
+pub(crate) fn is_complete(dir: &MachineDir) -> bool {
+    dir.path().join(COMPLETE).is_file()
+}
+
+/// Makes the directory and the disk. What an earlier, broken attempt left is erased first.
+pub(crate) fn prepare(
+    dir: &MachineDir,
+    image_disk: &Path,
+    record: &MachineRecord,
+) -> Result<(), Error> {
+    erase(dir)?;
+    // Other users pass through (a VMM runs as a user of its own) and see nothing.
+    fs::DirBuilder::new()
+        .mode(0o711)
+        .create(dir.path())
+        .map_err(|source| io_error("create", dir.path(), source))?;
+    hutch_disk::clone_file(image_disk, &dir.file(MachineDir::DISK))?;
+    hutch_disk::grow(
+        &dir.file(MachineDir::DISK),
+        u64::from(record.disk_gib) * GIB,
+    )?;
+    fs::set_permissions(
+        dir.file(MachineDir::DISK),
+        fs::Permissions::from_mode(0o600),
+    )
+    .map_err(|source| io_error("protect", &dir.file(MachineDir::DISK), source))?;
+    let text = serde_json::to_vec_pretty(record).expect("records have string keys only");
+    hutch_disk::write_atomic(&dir.path().join(COMPLETE), &text, 0o600)?;
+    Ok(())
+}
+
+/// Puts kernel, initramfs and modules disk into the directory: links, so that they cost nothing and outlive an upgrade.
+pub(crate) fn link_boot_set(dir: &MachineDir, boot_set: &BootSet) -> Result<(), Error> {
+    for (from, to) in [
+        (&boot_set.kernel, dir.file(MachineDir::KERNEL)),
+        (&boot_set.initramfs, dir.file(MachineDir::INITRAMFS)),
+        (&boot_set.modules_disk, dir.file(MachineDir::MODULES)),
+    ] {
+        let staged = to.with_extension("new");
+        remove_if_there(&staged)?;
+        if let Err(error) = fs::hard_link(from, &staged) {
+            // Another file system, or a kernel that forbids links to files of others.
+            tracing::debug!(%error, from = %from.display(), "copying instead of linking");
+            hutch_disk::clone_file(from, &staged)?;
+            fs::set_permissions(&staged, fs::Permissions::from_mode(0o644))
+                .map_err(|source| io_error("protect", &staged, source))?;
+        }
+        fs::rename(&staged, &to).map_err(|source| io_error("replace", &to, source))?;
+    }
+    Ok(())
+}
+
+/// Erases the directory with all in it; one that is not there is erased already.
+pub(crate) fn erase(dir: &MachineDir) -> Result<(), Error> {
+    erase_dir(dir.path())
+}
+
+/// Erases a directory of ours. Links in it are removed, never followed.
+pub(crate) fn erase_dir(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error("erase", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The end of what the guest's console said, on one line.
+pub(crate) fn console_tail(dir: &MachineDir) -> String {
+    let Ok(bytes) = hutch_runtime::console_tail(dir, CONSOLE_TAIL) else {
+        return String::new();
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(3)..]
+        .join(" / ")
+        .escape_debug()
+        .to_string()
+}
+
+fn remove_if_there(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error("remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn io_error(action: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
