@@ -20,7 +20,10 @@ pub const SEND_BUFFER: usize = 128 * 1024;
 pub const HEADERS: u32 = 16 * 1024;
 /// Largest message either side accepts, in bytes.
 pub const MESSAGE: usize = 1024 * 1024;
-/// Largest piece of output, input or file content in one message, in bytes. A receiver accepts up to [`MESSAGE`].
+/// Largest message of a stream that the host accepts, in bytes: room for a [`CHUNK`] and more, and little enough that all
+/// streams at once stay small in memory.
+pub const STREAM_MESSAGE: usize = 128 * 1024;
+/// Largest piece of output, input or file content that a sender puts in one message, in bytes.
 pub const CHUNK: usize = 32 * 1024;
 /// Most entries in one page of a directory.
 pub const LIST_ENTRIES: u32 = 1000;

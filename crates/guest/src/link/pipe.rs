@@ -135,11 +135,13 @@ impl Pipe {
     }
 
     /// Whether the stream is gone.
+    #[cfg(feature = "host")]
     pub(super) fn is_dropped(&self) -> bool {
         self.lock().dropped
     }
 
     /// Whether more than `limit` waits for the reader.
+    #[cfg(feature = "host")]
     pub(super) fn is_full(&self, limit: usize) -> bool {
         self.lock().inbound.len() > limit
     }
