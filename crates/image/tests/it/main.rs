@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod archives;
+mod boot;
 mod child;
 mod content;
 mod hostile;

@@ -1,0 +1,473 @@
+//! The boot set: kernel, initramfs and modules disk, the same for every machine, made once per
+//! kernel and agent and kept in a cache.
+//!
+//! ```text
+//! CACHE/kernels/KEY/   vmlinuz, modules.raw, boot/*.ko, boot/order, kernel.json   per package
+//! CACHE/boot/ID/       initramfs                                                  per kernel and agent
+//! CACHE/distribution   KEY of the distribution's kernel that was found first
+//! CACHE/lock           held while anything of this is made
+//! ```
+//! Directories appear by rename, whole. The distribution's kernel stays the one found first until
+//! `distribution` is removed, so that machines do not change under their owner and a start needs
+//! no package tool.
+
+use crate::apt;
+use crate::build::{build_disk, hex};
+use crate::cpio::Cpio;
+use crate::deb;
+use crate::error::Error;
+use crate::ext4::Purpose;
+use crate::limits::Limits;
+use crate::modules::Modules;
+use crate::progress::{OnProgress, Progress};
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Counts up when the content of a cached directory changes its form.
+const FORM: &str = "1";
+
+/// Where the kernel comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KernelSource {
+    /// The distribution's package for virtual machines, by `apt-get download`.
+    Distribution,
+    /// A kernel package (`.deb`) that holds both kernel and modules.
+    Package(PathBuf),
+    /// A kernel file and its directory `lib/modules/RELEASE`.
+    Files {
+        /// The kernel.
+        kernel: PathBuf,
+        /// The modules; the last component is the release.
+        modules: PathBuf,
+    },
+}
+
+/// What a machine boots with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootSet {
+    /// Digest of kernel, modules and agent, hexadecimal: equal sets have equal ids.
+    pub id: String,
+    /// The kernel as the distribution ships it.
+    pub kernel: PathBuf,
+    /// The initramfs (cpio, not packed).
+    pub initramfs: PathBuf,
+    /// A read-only ext4 disk to be mounted on `/lib/modules`.
+    pub modules_disk: PathBuf,
+    /// What `uname -r` says under this kernel.
+    pub kernel_release: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Kernel {
+    release: String,
+    /// Digest of kernel and modules disk.
+    digest: String,
+}
+
+/// Finds or makes the boot set for the program `agent`, which becomes `/init`. Cheap when all of
+/// it is in the cache; safe when several processes do it at once.
+pub fn boot_set(
+    cache_dir: &Path,
+    agent: &Path,
+    source: &KernelSource,
+    progress: OnProgress<'_>,
+) -> Result<BootSet, Error> {
+    for dir in ["kernels", "boot"] {
+        let dir = cache_dir.join(dir);
+        fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+    }
+    let agent_bytes = fs::read(agent).map_err(Error::io("read", agent))?;
+    let cache = Cache { dir: cache_dir };
+    if let Some(dir) = cache.find(source)?
+        && let Some(set) = cache.set(&dir, &agent_bytes)?
+    {
+        return Ok(set);
+    }
+    let lock = cache_dir.join("lock");
+    let file = File::create(&lock).map_err(Error::io("create", &lock))?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive)
+        .map_err(|errno| Error::io("lock", &lock)(errno.into()))?;
+    // Another process may have been faster.
+    let dir = match cache.find(source)? {
+        Some(dir) => dir,
+        None => cache.add_kernel(source, progress)?,
+    };
+    if let Some(set) = cache.set(&dir, &agent_bytes)? {
+        return Ok(set);
+    }
+    progress(Progress::step("making the initramfs", 0));
+    cache.add_initramfs(&dir, &agent_bytes)?;
+    let set = cache.set(&dir, &agent_bytes)?;
+    set.ok_or_else(|| Error::io("read", &dir)(io::ErrorKind::NotFound.into()))
+}
+
+struct Cache<'a> {
+    dir: &'a Path,
+}
+
+impl Cache<'_> {
+    /// The directory of the kernel, if it is here.
+    fn find(&self, source: &KernelSource) -> Result<Option<PathBuf>, Error> {
+        let key = match source {
+            KernelSource::Distribution => {
+                let path = self.dir.join("distribution");
+                match fs::read_to_string(&path) {
+                    Ok(key) if is_key(&key) => key,
+                    Ok(_) => return Ok(None),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                    Err(error) => return Err(Error::io("read", &path)(error)),
+                }
+            }
+            KernelSource::Package(path) => key_of(&[path])?,
+            KernelSource::Files { kernel, modules } => key_of(&[kernel, modules])?,
+        };
+        let dir = self.dir.join("kernels").join(key);
+        Ok(dir.is_dir().then_some(dir))
+    }
+
+    fn id(&self, kernel: &Kernel, agent: &[u8]) -> String {
+        let agent = Sha256::digest(agent);
+        let all = Sha256::new()
+            .chain_update(FORM)
+            .chain_update(&kernel.digest)
+            .chain_update(agent);
+        hex(&all.finalize())
+    }
+
+    fn kernel(&self, dir: &Path) -> Result<Kernel, Error> {
+        let path = dir.join("kernel.json");
+        let text = fs::read(&path).map_err(Error::io("read", &path))?;
+        serde_json::from_slice(&text).map_err(|error| Error::io("understand", &path)(error.into()))
+    }
+
+    /// The set, if its initramfs is here.
+    fn set(&self, dir: &Path, agent: &[u8]) -> Result<Option<BootSet>, Error> {
+        let kernel = self.kernel(dir)?;
+        let id = self.id(&kernel, agent);
+        let initramfs = self.dir.join("boot").join(&id).join("initramfs");
+        if !initramfs.is_file() {
+            return Ok(None);
+        }
+        let (path, modules_disk) = (dir.join("vmlinuz"), dir.join("modules.raw"));
+        let kernel_release = kernel.release;
+        Ok(Some(BootSet {
+            id,
+            kernel: path,
+            initramfs,
+            modules_disk,
+            kernel_release,
+        }))
+    }
+
+    fn add_kernel(
+        &self,
+        source: &KernelSource,
+        progress: OnProgress<'_>,
+    ) -> Result<PathBuf, Error> {
+        let kernels = self.dir.join("kernels");
+        sweep(&kernels);
+        let tmp = tempfile::Builder::new()
+            .prefix(".tmp-")
+            .tempdir_in(&kernels)
+            .map_err(Error::io("create a directory in", &kernels))?;
+        let (tree, result) = (tmp.path().join("tree"), tmp.path().join("kernel"));
+        for dir in [&tree, &result] {
+            fs::create_dir(dir).map_err(Error::io("create", dir))?;
+        }
+        let key = match source {
+            KernelSource::Distribution => {
+                let packages = apt::download_kernel(tmp.path(), progress)?;
+                progress(Progress::step("unpacking the kernel package", 0));
+                for deb in &packages.files {
+                    deb::take_kernel(deb, &tree)?;
+                }
+                packages.key
+            }
+            KernelSource::Package(path) => {
+                progress(Progress::step("unpacking the kernel package", 0));
+                deb::take_kernel(path, &tree)?;
+                key_of(&[path])?
+            }
+            KernelSource::Files { kernel, modules } => {
+                copy_files(kernel, modules, &tree)?;
+                key_of(&[kernel, modules])?
+            }
+        };
+        let origin = match source {
+            KernelSource::Package(path) | KernelSource::Files { kernel: path, .. } => path.clone(),
+            KernelSource::Distribution => PathBuf::from(&key),
+        };
+        assemble(&tree, &result, &origin, progress)?;
+        let dir = kernels.join(&key);
+        publish(&result, &dir)?;
+        if *source == KernelSource::Distribution {
+            self.remember(&key)?;
+        }
+        Ok(dir)
+    }
+
+    fn remember(&self, key: &str) -> Result<(), Error> {
+        let (tmp, path) = (
+            self.dir.join(".distribution"),
+            self.dir.join("distribution"),
+        );
+        fs::write(&tmp, key)
+            .and_then(|()| File::open(&tmp)?.sync_all())
+            .and_then(|()| fs::rename(&tmp, &path))
+            .map_err(Error::io("write", &path))
+    }
+
+    fn add_initramfs(&self, kernel_dir: &Path, agent: &[u8]) -> Result<(), Error> {
+        let boot = self.dir.join("boot");
+        sweep(&boot);
+        let tmp = tempfile::Builder::new()
+            .prefix(".tmp-")
+            .tempdir_in(&boot)
+            .map_err(Error::io("create a directory in", &boot))?;
+        let path = tmp.path().join("initramfs");
+        let write = || -> io::Result<()> {
+            let out = io::BufWriter::new(File::create_new(&path)?);
+            initramfs(out, agent, &kernel_dir.join("boot"))
+        };
+        write().map_err(Error::io("write", &path))?;
+        publish(
+            tmp.path(),
+            &boot.join(self.id(&self.kernel(kernel_dir)?, agent)),
+        )
+    }
+}
+
+/// Writes the initramfs: the agent, the boot modules with their order in `/modules`, and the few
+/// names that the kernel and the agent need before anything is mounted.
+fn initramfs(out: impl io::Write, agent: &[u8], modules: &Path) -> io::Result<()> {
+    let order = fs::read_to_string(modules.join("order"))?;
+    let mut cpio = Cpio::new(out);
+    for dir in ["dev", "proc", "sys", "newroot", "lib", "lib/modules"] {
+        cpio.directory(dir)?;
+    }
+    // The kernel opens it for PID 1 before devtmpfs is there.
+    cpio.character("dev/console", 0o600, (5, 1))?;
+    cpio.file("init", 0o755, agent)?;
+    for name in order.lines() {
+        cpio.file(
+            &format!("lib/modules/{name}"),
+            0o644,
+            &fs::read(modules.join(name))?,
+        )?;
+    }
+    cpio.file("modules", 0o644, order.as_bytes())?;
+    cpio.finish()?.flush()
+}
+
+/// From an unpacked package to the directory that is kept.
+fn assemble(
+    tree: &Path,
+    result: &Path,
+    origin: &Path,
+    progress: OnProgress<'_>,
+) -> Result<(), Error> {
+    let package = |why| Error::Package {
+        path: origin.to_owned(),
+        why,
+    };
+    let kernel = only_entry(tree, "vmlinuz-")?
+        .ok_or_else(|| package("it has not exactly one kernel (boot/vmlinuz-*)"))?;
+    let modules = only_entry(&tree.join("modules"), "")?
+        .ok_or_else(|| package("it has not the modules of exactly one kernel (lib/modules/*)"))?;
+    let name = |path: &Path| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
+    let release = name(&modules);
+    if name(&kernel) != format!("vmlinuz-{release}") {
+        return Err(package("kernel and modules are of different releases"));
+    }
+    progress(Progress::step("reading the kernel modules", 0));
+    let all = Modules::read(&modules)?;
+    let boot = result.join("boot");
+    fs::create_dir(&boot).map_err(Error::io("create", &boot))?;
+    let mut order = String::new();
+    for module in all.boot_order(&release)? {
+        let from = modules.join(&module.path);
+        let file = name(&from);
+        let to = boot.join(&file);
+        fs::copy(&from, &to).map_err(Error::io("write", &to))?;
+        order.push_str(&format!("{file}\n"));
+    }
+    let list = boot.join("order");
+    fs::write(&list, order).map_err(Error::io("write", &list))?;
+    write_indexes(&all, &modules)?;
+    let disk = modules_disk(&tree.join("modules"), &result.join("modules.raw"), progress)?;
+    let vmlinuz = result.join("vmlinuz");
+    fs::rename(&kernel, &vmlinuz).map_err(Error::io("move", &vmlinuz))?;
+    let bytes = fs::read(&vmlinuz).map_err(Error::io("read", &vmlinuz))?;
+    let digest = Sha256::new()
+        .chain_update(Sha256::digest(&bytes))
+        .chain_update(disk)
+        .finalize();
+    let json = serde_json::to_vec(&Kernel {
+        release,
+        digest: hex(&digest),
+    })
+    .expect("plain data");
+    let path = result.join("kernel.json");
+    fs::write(&path, json).map_err(Error::io("write", &path))
+}
+
+/// Lists that depmod would write, as text.
+fn write_indexes(all: &Modules, dir: &Path) -> Result<(), Error> {
+    let dep: String = all
+        .dep_lines()
+        .into_iter()
+        .map(|(_, line)| line + "\n")
+        .collect();
+    let mut alias = String::new();
+    for (name, module) in &all.all {
+        for pattern in &module.aliases {
+            alias.push_str(&format!("alias {pattern} {name}\n"));
+        }
+    }
+    for (file, text) in [("modules.dep", dep), ("modules.alias", alias)] {
+        let path = dir.join(file);
+        fs::write(&path, text).map_err(Error::io("write", &path))?;
+    }
+    Ok(())
+}
+
+/// Packs `dir` (with one directory, the release) into an ext4 disk and gives its digest.
+fn modules_disk(dir: &Path, disk: &Path, progress: OnProgress<'_>) -> Result<String, Error> {
+    let pack = || -> io::Result<File> {
+        let mut tar = tar::Builder::new(tempfile::tempfile_in(dir)?);
+        tar.mode(tar::HeaderMode::Deterministic);
+        let mut stack = vec![PathBuf::new()];
+        while let Some(below) = stack.pop() {
+            let mut entries: Vec<_> = fs::read_dir(dir.join(&below))?.collect::<Result<_, _>>()?;
+            entries.sort_by_key(fs::DirEntry::file_name);
+            for entry in entries {
+                let path = below.join(entry.file_name());
+                tar.append_path_with_name(entry.path(), &path)?;
+                if entry.file_type()?.is_dir() {
+                    stack.push(path);
+                }
+            }
+        }
+        tar.into_inner()
+    };
+    let mut inputs = [pack().map_err(Error::io("pack", dir))?];
+    let output = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(disk);
+    let output = output.map_err(Error::io("create", disk))?;
+    let limits = Limits::default();
+    let built = build_disk(&mut inputs, &output, Purpose::Modules, &limits, progress)?;
+    Ok(built.sha256)
+}
+
+fn copy_files(kernel: &Path, modules: &Path, tree: &Path) -> Result<(), Error> {
+    let release = modules.file_name().ok_or_else(|| Error::Package {
+        path: modules.to_owned(),
+        why: "the directory of modules must be named like the release",
+    })?;
+    let target = tree.join(format!("vmlinuz-{}", release.to_string_lossy()));
+    fs::copy(kernel, target).map_err(Error::io("copy", kernel))?;
+    let into = tree.join("modules").join(release);
+    let mut stack = vec![PathBuf::new()];
+    while let Some(below) = stack.pop() {
+        let from = modules.join(&below);
+        for entry in fs::read_dir(&from).map_err(Error::io("list", &from))? {
+            let entry = entry.map_err(Error::io("list", &from))?;
+            let path = below.join(entry.file_name());
+            // depmod's own lists are made anew; links lead to headers.
+            let name = path.to_string_lossy();
+            let kept = name.contains(".ko")
+                || name.starts_with("modules.builtin")
+                || name == "modules.order";
+            match entry.file_type().map_err(Error::io("inspect", &from))? {
+                kind if kind.is_dir() => stack.push(path),
+                kind if kind.is_file() && kept => {
+                    let source = entry.path();
+                    let mut file = File::open(&source).map_err(Error::io("open", &source))?;
+                    deb::put(&mut file, &into.join(&path), &Limits::default())?;
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The only entry of `dir` whose name starts with `prefix`.
+fn only_entry(dir: &Path, prefix: &str) -> Result<Option<PathBuf>, Error> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("list", dir)(error)),
+    };
+    let names = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut matching = names.filter(|path| {
+        path.file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with(prefix))
+    });
+    let first = matching.next();
+    Ok(first.filter(|_| matching.next().is_none()))
+}
+
+/// A name for files that stay what they are while path, size and time do.
+fn key_of(paths: &[&PathBuf]) -> Result<String, Error> {
+    let mut sum = Sha256::new().chain_update(FORM);
+    for path in paths {
+        let meta = fs::metadata(path).map_err(Error::io("inspect", path))?;
+        let absolute = fs::canonicalize(path).map_err(Error::io("inspect", path))?;
+        sum.update(absolute.as_os_str().as_encoded_bytes());
+        sum.update([0]);
+        for number in [
+            meta.len(),
+            meta.ino(),
+            meta.mtime() as u64,
+            meta.mtime_nsec() as u64,
+        ] {
+            sum.update(number.to_le_bytes());
+        }
+    }
+    Ok(hex(&sum.finalize()[..16]))
+}
+
+fn is_key(key: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"._+~-".contains(&byte);
+    !key.is_empty() && !key.starts_with('.') && key.bytes().all(good)
+}
+
+/// Removes what a killed process left; call with the lock held.
+fn sweep(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(b".tmp-") {
+            // What cannot be removed now costs only space.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Makes `target` appear whole and durable; another process' equal one is as good.
+fn publish(from: &Path, target: &Path) -> Result<(), Error> {
+    let fail = |errno: rustix::io::Errno| Error::io("publish", target)(errno.into());
+    let dir = File::open(from).map_err(Error::io("open", from))?;
+    rustix::fs::syncfs(&dir).map_err(fail)?;
+    match rustix::fs::renameat_with(CWD, from, CWD, target, RenameFlags::NOREPLACE) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::EXIST) => return Ok(()),
+        Err(errno) => return Err(fail(errno)),
+    }
+    let parent = target.parent().expect("in the cache directory");
+    File::open(parent)
+        .and_then(|dir| dir.sync_all())
+        .map_err(Error::io("sync", parent))
+}

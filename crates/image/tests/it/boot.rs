@@ -1,0 +1,150 @@
+//! The boot set from the distribution's package, the busybox root, and a Debian root.
+
+use crate::archives::file_of;
+use hutch_image::{
+    BootSet, Bootstrap, Error, KernelSource, Kind, Limits, Purpose, boot_set, bootstrap,
+    build_disk, busybox, check_ext4,
+};
+use mkext4::reader::Fs;
+use std::fs::File;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+fn set(cache: &Path, agent: &Path, source: &KernelSource) -> Result<BootSet, Error> {
+    boot_set(cache, agent, source, &mut |_| {})
+}
+
+#[test]
+fn the_distributions_kernel_becomes_a_boot_set_that_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = dir.path().join("agent");
+    std::fs::write(&agent, "#!agent one").unwrap();
+    let cache = dir.path().join("cache");
+    let first = match set(&cache, &agent, &KernelSource::Distribution) {
+        Err(error) if error.kind() == Kind::Unavailable => {
+            return eprintln!("skipped: no kernel package: {error} ({:?})", error.hint());
+        }
+        first => first.unwrap(),
+    };
+    let kernel = std::fs::read(&first.kernel).unwrap();
+    if cfg!(target_arch = "x86_64") {
+        // The boot sector's magic of a bzImage (Linux: Documentation/arch/x86/boot.rst).
+        assert_eq!(&kernel[0x202..0x206], b"HdrS");
+    }
+    let initramfs = std::fs::read(&first.initramfs).unwrap();
+    let has = |needle: &[u8]| initramfs.windows(needle.len()).any(|part| part == needle);
+    assert!(has(b"#!agent one") && has(b"lib/modules/virtio_blk.ko\0"));
+    assert!(
+        has(b"virtio_ring.ko\nvirtio.ko\n"),
+        "the list of modules, in order"
+    );
+    match check_ext4(&first.modules_disk) {
+        Err(Error::MissingProgram { .. }) => eprintln!("skipped: no e2fsck"),
+        outcome => outcome.unwrap(),
+    }
+    let fs = Fs::open(File::open(&first.modules_disk).unwrap()).unwrap();
+    let dep = fs
+        .resolve(&format!("/{}/modules.dep", first.kernel_release))
+        .unwrap();
+    let dep = String::from_utf8(fs.read_file(dep).unwrap()).unwrap();
+    let blk = dep
+        .lines()
+        .find(|line| line.contains("/virtio_blk.ko:"))
+        .unwrap();
+    assert!(blk.ends_with("virtio/virtio_ring.ko"), "{blk}");
+    for module in dep
+        .lines()
+        .flat_map(|line| line.split([':', ' ']))
+        .filter(|name| !name.is_empty())
+    {
+        fs.resolve(&format!("/{}/{module}", first.kernel_release))
+            .unwrap();
+    }
+
+    // From the cache, without a look at the package tools or a change of any file.
+    let again = set(&cache, &agent, &KernelSource::Distribution).unwrap();
+    assert_eq!(first, again);
+    std::fs::write(&agent, "#!agent two").unwrap();
+    let other = set(&cache, &agent, &KernelSource::Distribution).unwrap();
+    assert_ne!(first.id, other.id);
+    assert_eq!(first.kernel, other.kernel);
+
+    // What a killed process left is swept by the next that makes something.
+    std::fs::create_dir(cache.join("boot/.tmp-dead")).unwrap();
+    std::fs::write(&agent, "#!agent three").unwrap();
+    let sets: Vec<BootSet> = std::thread::scope(|scope| {
+        let one = || set(&cache, &agent, &KernelSource::Distribution).unwrap();
+        let running: Vec<_> = (0..4).map(|_| scope.spawn(one)).collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    assert!(sets.windows(2).all(|pair| pair[0] == pair[1]));
+    assert!(!cache.join("boot/.tmp-dead").exists());
+}
+
+#[test]
+fn what_is_no_kernel_package_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (agent, deb) = (dir.path().join("agent"), dir.path().join("x.deb"));
+    std::fs::write(&agent, "agent").unwrap();
+    std::fs::write(&deb, "!<arch>\nnonsense").unwrap();
+    let cache = dir.path().join("cache");
+    let error = set(&cache, &agent, &KernelSource::Package(deb.clone())).unwrap_err();
+    assert_eq!(error.kind(), Kind::Invalid, "{error:?}");
+    std::fs::remove_file(&deb).unwrap();
+    let error = set(&cache, &agent, &KernelSource::Package(deb)).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound, "{error:?}");
+    assert_eq!(std::fs::read_dir(cache.join("kernels")).unwrap().count(), 0);
+}
+
+#[test]
+fn busybox_makes_a_small_root() {
+    let mut tar = Vec::new();
+    if let Err(error) = busybox(&mut tar) {
+        return eprintln!("skipped: {error} ({:?})", error.hint());
+    }
+    let output = tempfile::NamedTempFile::new().unwrap();
+    let mut inputs = [file_of(&tar)];
+    let limits = Limits::default();
+    build_disk(
+        &mut inputs,
+        output.as_file(),
+        Purpose::Root,
+        &limits,
+        &mut |_| {},
+    )
+    .unwrap();
+    match check_ext4(output.path()) {
+        Err(Error::MissingProgram { .. }) => eprintln!("skipped: no e2fsck"),
+        outcome => outcome.unwrap(),
+    }
+    let fs = Fs::open(output.reopen().unwrap()).unwrap();
+    assert_eq!(
+        fs.symlink_target(fs.resolve("/bin/sh").unwrap()).unwrap(),
+        b"busybox"
+    );
+    assert_eq!(
+        fs.inode(fs.resolve("/tmp").unwrap()).unwrap().mode & 0o7777,
+        0o1777
+    );
+    assert!(fs.resolve("/etc/passwd").is_ok());
+}
+
+#[test]
+fn a_cancelled_bootstrap_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("root.tar");
+    match bootstrap(
+        &Bootstrap::default(),
+        &target,
+        &AtomicBool::new(true),
+        &mut |_| {},
+    ) {
+        Err(Error::Cancelled) => {}
+        Err(error) if error.kind() == Kind::Unavailable => eprintln!("skipped: {error}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(!target.exists());
+}
