@@ -1,1 +1,100 @@
-//! dir
+//! The directory of a machine: which file has which name, and how its sockets are reached. What is in the files is
+//! decided elsewhere.
+//!
+//! ```text
+//! disk.raw kernel initramfs modules.img   put there before a start (modules.img may be missing)
+//! console.log vmm.log                     rings: what the guest and the VMM said (ring.rs)
+//! run/                                    0700; of the present or last run
+//!   lock        held by the shim for as long as it lives
+//!   launch.json what the shim is to do
+//!   shim.json   who runs                  written once the VMM is there
+//!   exit.json   how the VMM ended
+//!   killed      we wanted it to end
+//!   events.log  ring: what the VMM's event monitor said
+//!   agent.sock qmp.sock
+//! ```
+
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use tokio::net::UnixStream;
+
+use crate::Error;
+
+/// The directory of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineDir {
+    path: PathBuf,
+}
+
+impl MachineDir {
+    /// The root disk.
+    pub const DISK: &'static str = "disk.raw";
+    /// The guest's kernel.
+    pub const KERNEL: &'static str = "kernel";
+    /// The initramfs with the agent.
+    pub const INITRAMFS: &'static str = "initramfs";
+    /// The read-only disk of kernel modules; may be missing.
+    pub const MODULES: &'static str = "modules.img";
+    /// What the guest's console printed, a [ring](crate::ring).
+    pub const CONSOLE: &'static str = "console.log";
+    /// What the VMM itself printed, a [ring](crate::ring).
+    pub const VMM_LOG: &'static str = "vmm.log";
+
+    pub(crate) const RUN: &'static str = "run";
+    pub(crate) const LOCK: &'static str = "run/lock";
+    pub(crate) const LAUNCH: &'static str = "run/launch.json";
+    pub(crate) const SHIM: &'static str = "run/shim.json";
+    pub(crate) const EXIT: &'static str = "run/exit.json";
+    pub(crate) const KILLED: &'static str = "run/killed";
+    pub(crate) const EVENTS: &'static str = "run/events.log";
+    pub(crate) const AGENT_SOCKET: &'static str = "run/agent.sock";
+    pub(crate) const MONITOR_SOCKET: &'static str = "run/qmp.sock";
+
+    /// Names a directory, which need not exist yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file in it, by one of the names above.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The guest's console.
+    pub fn console(&self) -> PathBuf {
+        self.file(Self::CONSOLE)
+    }
+
+    /// The VMM's own words.
+    pub fn vmm_log(&self) -> PathBuf {
+        self.file(Self::VMM_LOG)
+    }
+
+    /// Connects to one of its sockets.
+    ///
+    /// The address of a unix socket has room for 108 bytes, so it is named through a descriptor of the directory.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] when nothing listens.
+    pub(crate) async fn connect(&self, socket: &str) -> Result<UnixStream, Error> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(&self.path, flags, Mode::empty());
+        let dir = dir.map_err(|error| Error::io("open", &self.path)(error.into()))?;
+        let address = format!("/proc/self/fd/{}/{socket}", dir.as_raw_fd());
+        let connected = UnixStream::connect(address).await;
+        connected.map_err(|source| match source.kind() {
+            ErrorKind::ConnectionRefused | ErrorKind::NotFound => Error::NotRunning {
+                dir: self.path.clone(),
+            },
+            _ => Error::io("connect to", self.file(socket))(source),
+        })
+    }
+}

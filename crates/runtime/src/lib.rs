@@ -5,14 +5,20 @@
 
 mod dir;
 mod error;
+mod identity;
+mod launch;
 mod process;
+mod qmp;
 mod spec;
+mod sys;
+mod watch;
 
+pub mod ring;
 pub mod shim;
 pub mod table;
 
 #[cfg(feature = "stub")]
-mod stub;
+pub mod stub;
 
 mod qemu;
 

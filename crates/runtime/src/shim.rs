@@ -1,1 +1,260 @@
-//! shim
+//! The small parent of a VMM: holds the machine's lock, records what the VMM says, and writes down how it ended. It
+//! knows no runtime: what to start stands in `run/launch.json` (`launch.rs`).
+//!
+//! The server starts it with the machine's directory as working directory and the locked `run/lock` as standard
+//! input. It answers with one line on standard output and is on its own from then on:
+//!
+//! ```text
+//! server                 shim                                      VMM
+//!   | lock, launch.json    |                                         |
+//!   |--------------------->| own session, sockets, pipes             |
+//!   |                      |---------------------------------------->| other user, no new privileges, exec
+//!   |                      | run/shim.json                           |
+//!   |<--- {"ok": …} -------|                                         |
+//!   | (may die)            |<--- console, its own words, events -----|
+//!   |                      | console.log vmm.log run/events.log      |
+//!   |                      |<--- end --------------------------------|
+//!   |<--- end -------------| run/exit.json
+//! ```
+//! When the shim dies the kernel kills the VMM: nothing runs without its lock. One thread, no tokio.
+
+mod relay;
+
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::SystemTime;
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
+use rustix::process::{Pid, PidfdFlags, Resource};
+
+use crate::MachineDir;
+use crate::identity::{Identity, boot_id};
+use crate::launch::{Answer, ExitRecord, ExitStatus, Launch, Record, read_json, write_json};
+use crate::ring::RingWriter;
+use crate::sys;
+use relay::Source;
+
+/// The most bytes kept of what an event monitor says.
+const EVENTS_BYTES: u64 = 64 * 1024;
+/// Where descriptors stand until they get their agreed numbers, which are below.
+const ABOVE_AGREED: i32 = 64;
+
+/// What went wrong before the VMM ran.
+struct Failure {
+    what: String,
+    source: io::Error,
+}
+
+fn at<S: Into<String>>(what: S) -> impl FnOnce(io::Error) -> Failure {
+    let what = what.into();
+    move |source| Failure { what, source }
+}
+
+/// The hidden subcommand `shim`, to be run first thing in `main`: before any thread, descriptor or argument parser.
+pub fn main() -> ExitCode {
+    let (vmm, record) = match start() {
+        Ok(started) => started,
+        Err(Failure { what, source }) => {
+            answer(&Answer::Error {
+                what,
+                errno: source.raw_os_error(),
+                text: source.to_string(),
+            });
+            return ExitCode::FAILURE;
+        }
+    };
+    answer(&Answer::Ok(record.clone()));
+    let status = vmm.run();
+    let at_ms = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    let exit = ExitRecord {
+        shim: record.shim,
+        status,
+        at_ms: at_ms.as_millis().try_into().unwrap_or(u64::MAX),
+    };
+    // Without it the end counts as one that nobody saw, which is then the truth.
+    match write_json(Path::new(MachineDir::EXIT), &exit) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Tells the server, which may be gone, and lets go of it.
+fn answer(answer: &Answer) {
+    let line = serde_json::to_string(answer).expect("an answer has no map with odd keys");
+    let _ = writeln!(io::stdout(), "{line}");
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    if let Ok(null) = null {
+        let _ = rustix::stdio::dup2_stdout(&null);
+        let _ = rustix::stdio::dup2_stderr(&null);
+    }
+}
+
+fn start() -> Result<(Vmm, Record), Failure> {
+    sys::ignore_stopping_signals();
+    sys::close_inherited().map_err(at("close inherited descriptors"))?;
+    holds_lock().map_err(at("look for the lock on standard input"))?;
+    // Fails for the leader of a session, which is as good.
+    let _ = rustix::process::setsid();
+    rustix::process::umask(Mode::from_raw_mode(0o077));
+    let launch: Launch = read_json(Path::new(MachineDir::LAUNCH))
+        .ok_or_else(|| at("read run/launch.json")(io::ErrorKind::InvalidData.into()))?;
+
+    let ring = |path: &str, size| {
+        RingWriter::open(Path::new(path), size).map_err(at(format!("open {path}")))
+    };
+    let console = ring(MachineDir::CONSOLE, launch.console_bytes)?;
+    let log = ring(MachineDir::VMM_LOG, EVENTS_BYTES)?;
+    let (console_from, vmm_log_from) = (console.total(), log.total());
+    give(&launch)?;
+    let (kept, events) = descriptors(&launch)?;
+    let events = match events {
+        Some(events) => Some(Source::new(events, ring(MachineDir::EVENTS, EVENTS_BYTES)?)),
+        None => None,
+    };
+    let mut child = spawn(&launch, &kept)?;
+    drop(kept);
+
+    let pid = Pid::from_child(&child);
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty());
+    let out = child.stdout.take().expect("its output is piped");
+    let err = child.stderr.take().expect("its errors are piped");
+    let vmm = Vmm {
+        child,
+        pidfd: pidfd.map_err(|error| at("open the VMM's process")(error.into()))?,
+        sources: [
+            Some(Source::new(out.into(), console)),
+            Some(Source::new(err.into(), log)),
+            events,
+        ],
+    };
+    let record = Record {
+        boot_id: boot_id().map_err(at("read the host's boot id"))?,
+        shim: Identity::of(rustix::process::getpid()).map_err(at("read our own state"))?,
+        vmm: Identity::of(pid).map_err(at("read the VMM's state"))?,
+        console_from,
+        vmm_log_from,
+    };
+    write_json(Path::new(MachineDir::SHIM), &record).map_err(at("write run/shim.json"))?;
+    Ok((vmm, record))
+}
+
+/// That we were started as we must be, and not by hand: a shim without the lock would be a second owner.
+fn holds_lock() -> io::Result<()> {
+    let held = rustix::fs::fstat(rustix::stdio::stdin())?;
+    let lock = rustix::fs::stat(MachineDir::LOCK)?;
+    if (held.st_dev, held.st_ino) != (lock.st_dev, lock.st_ino) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    Ok(rustix::fs::flock(rustix::stdio::stdin(), exclusive)?)
+}
+
+/// Gives the VMM's user what is to be its own. Links are not followed.
+fn give(launch: &Launch) -> Result<(), Failure> {
+    let Some(user) = &launch.user else {
+        return Ok(());
+    };
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    for path in &launch.own {
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::chownat(CWD, path, Some(uid), Some(gid), flags)
+            .map_err(|error| at(format!("give away {path}"))(error.into()))?;
+    }
+    Ok(())
+}
+
+/// The descriptors that the VMM inherits, under the numbers agreed for them, and our end of its event monitor.
+fn descriptors(launch: &Launch) -> Result<(Vec<OwnedFd>, Option<OwnedFd>), Failure> {
+    let mut kept = Vec::new();
+    for listen in &launch.listen {
+        let socket = listen_on(&listen.path).map_err(at(format!("listen on {}", listen.path)))?;
+        kept.push((socket, listen.fd));
+    }
+    let events = match &launch.monitor {
+        None => None,
+        Some(monitor) => {
+            let (mut ours, theirs) = UnixStream::pair().map_err(at("make a pair of sockets"))?;
+            ours.write_all(monitor.greeting.as_bytes())
+                .map_err(at("greet the event monitor"))?;
+            kept.push((theirs.into(), monitor.fd));
+            Some(above(ours.into()).map_err(at("move a descriptor"))?)
+        }
+    };
+    let mut placed = Vec::new();
+    for (fd, number) in kept {
+        placed.push((above(fd).map_err(at("move a descriptor"))?, number));
+    }
+    let place = |(fd, number): (OwnedFd, i32)| {
+        let fd = rustix::io::fcntl_dupfd_cloexec(fd, number)?;
+        match fd.as_raw_fd() {
+            placed if placed == number && (3..ABOVE_AGREED).contains(&number) => Ok(fd),
+            _ => Err(io::Error::from(io::ErrorKind::AddrInUse)),
+        }
+    };
+    let kept: io::Result<Vec<OwnedFd>> = placed.into_iter().map(place).collect();
+    Ok((kept.map_err(at("give a descriptor its number"))?, events))
+}
+
+fn above(fd: OwnedFd) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, ABOVE_AGREED)?)
+}
+
+fn listen_on(path: &str) -> io::Result<OwnedFd> {
+    // The mode comes from the umask, so there is no moment in which it is wider.
+    let mask = rustix::process::umask(Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(mask);
+    Ok(listener?.into())
+}
+
+fn spawn(launch: &Launch, kept: &[OwnedFd]) -> Result<std::process::Child, Failure> {
+    let [program, arguments @ ..] = launch.argv.as_slice() else {
+        return Err(at("run nothing")(io::ErrorKind::InvalidInput.into()));
+    };
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(&launch.env)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    sys::set_up(
+        &mut command,
+        sys::Child {
+            keep: kept.iter().map(|fd| fd.as_fd().as_raw_fd()).collect(),
+            ids: launch
+                .user
+                .as_ref()
+                .map(|user| (user.uid, user.gid, user.groups.clone())),
+            limits: vec![(Resource::Core, 0), (Resource::Nofile, launch.open_files)],
+        },
+    );
+    command.spawn().map_err(at(format!("run {program}")))
+}
+
+/// A running VMM and what it says.
+struct Vmm {
+    child: std::process::Child,
+    pidfd: OwnedFd,
+    sources: [Option<Source>; 3],
+}
+
+impl Vmm {
+    /// Records until it has ended.
+    fn run(mut self) -> ExitStatus {
+        relay::until_end(&mut self.sources, &self.pidfd);
+        match self.child.wait() {
+            Ok(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => ExitStatus::Code(code),
+                (None, signal) => ExitStatus::Signal(signal.unwrap_or(0)),
+            },
+            // It has ended and is our child: there is a status.
+            Err(_) => ExitStatus::Code(-1),
+        }
+    }
+}

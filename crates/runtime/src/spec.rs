@@ -44,7 +44,7 @@ pub struct User {
 pub struct RuntimeConfig {
     /// The program whose hidden subcommand `shim` launches VMMs: `hutch` itself.
     pub launcher: PathBuf,
-    /// The VMM, when it is not the first of its usual names in `PATH`.
+    /// The VMM, when it is not in one of the system's usual directories.
     pub program: Option<PathBuf>,
     /// `kvm` or `tcg`, when it is not to be found out.
     pub acceleration: Option<String>,

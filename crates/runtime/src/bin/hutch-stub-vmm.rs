@@ -1,0 +1,13 @@
+//! The VMM and the launcher of tests: `hutch-stub-vmm vmm AGENT` and `hutch-stub-vmm shim`. No part of a release.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let command = arguments.next();
+    match command.as_deref().and_then(|command| command.to_str()) {
+        Some("shim") => hutch_runtime::shim::main(),
+        Some("vmm") => hutch_runtime::stub::vmm::main(arguments),
+        _ => ExitCode::from(2),
+    }
+}

@@ -1,0 +1,333 @@
+//! What the server and the shim say to each other, and the server's side of a start: the lock, the files, the shim.
+//! Which program runs with which arguments is the runtimes' affair.
+
+use std::collections::BTreeMap;
+use std::fs::{File, Permissions};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::identity::{self, Identity, Proof};
+use crate::process::{Judge, Process};
+use crate::spec::{RuntimeConfig, User};
+use crate::{Error, MachineDir, sys};
+
+/// Time for the shim to come up and start the VMM.
+const SHIM_STARTS: Duration = Duration::from_secs(10);
+/// Time for a VMM to die whose shim is dead.
+const ORPHAN_DIES: Duration = Duration::from_secs(5);
+
+/// What the shim is to do: `run/launch.json`. A newer shim reads what an older server wrote, so fields are only added,
+/// with defaults.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Launch {
+    /// The program by its absolute path, and its arguments.
+    pub(crate) argv: Vec<String>,
+    /// All of its environment.
+    pub(crate) env: BTreeMap<String, String>,
+    /// Who it runs as, when that changes.
+    pub(crate) user: Option<LaunchUser>,
+    /// Paths, relative to the machine's directory, that are given to that user.
+    pub(crate) own: Vec<String>,
+    /// Sockets to listen on.
+    pub(crate) listen: Vec<Listen>,
+    /// A connection whose output is recorded.
+    pub(crate) monitor: Option<Monitor>,
+    /// The most descriptors it may have open.
+    pub(crate) open_files: u64,
+    /// Size of the rings, in bytes.
+    pub(crate) console_bytes: u64,
+}
+
+/// Who a VMM runs as.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct LaunchUser {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// All of its further groups.
+    pub(crate) groups: Vec<u32>,
+}
+
+/// A unix socket that the shim makes, so that it can be connected to before the VMM looks at it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Listen {
+    /// Relative to the machine's directory.
+    pub(crate) path: String,
+    /// The number under which the VMM finds it.
+    pub(crate) fd: i32,
+}
+
+/// One end of a socket pair for the VMM; what it sends there is recorded.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Monitor {
+    /// The number under which the VMM finds it.
+    pub(crate) fd: i32,
+    /// Sent to it once.
+    pub(crate) greeting: String,
+}
+
+/// Who runs: `run/shim.json`, and the good answer of the shim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// The boot of the host in which the numbers below mean something.
+    pub(crate) boot_id: String,
+    pub(crate) shim: Identity,
+    pub(crate) vmm: Identity,
+    /// Where this run begins in `console.log`.
+    pub(crate) console_from: u64,
+    /// Where this run begins in `vmm.log`.
+    pub(crate) vmm_log_from: u64,
+}
+
+/// How the VMM ended: `run/exit.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExitRecord {
+    /// The run that it is about.
+    pub(crate) shim: Identity,
+    pub(crate) status: ExitStatus,
+    /// UTC, in milliseconds since 1970.
+    pub(crate) at_ms: u64,
+}
+
+/// What the kernel says about an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ExitStatus {
+    Code(i32),
+    Signal(i32),
+}
+
+/// The shim's one line on its standard output.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answer {
+    Ok(Record),
+    Error {
+        /// What it was doing.
+        what: String,
+        /// What the operating system said.
+        errno: Option<i32>,
+        /// The same in words.
+        text: String,
+    },
+}
+
+/// Reads a file of ours. `None` when it is missing or, after a crash of the host, not whole.
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+/// Puts a file in place so that a reader sees all of it or nothing.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let text = serde_json::to_vec(value)?;
+    remove(&new)?;
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(&text)?;
+    std::fs::rename(&new, path)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Takes a machine's lock, or says `None` when somebody has it. It is free again when the last descriptor made from
+/// this one is closed, in whatever process.
+pub(crate) fn lock(dir: &MachineDir, create: bool) -> io::Result<(File, bool)> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(create)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(dir.file(MachineDir::LOCK))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok((file, true)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok((file, false)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Starts a VMM under a shim. It may end at once: that is for the caller to find out.
+///
+/// Goes on to its end when the future is dropped.
+pub(crate) async fn launch(
+    runtime: &'static str,
+    config: &RuntimeConfig,
+    dir: &MachineDir,
+    launch: Launch,
+    judge: Judge,
+) -> Result<Process, Error> {
+    let (config, dir) = (config.clone(), dir.clone());
+    let launched = tokio::spawn(async move {
+        let its_dir = dir.clone();
+        let spawned = tokio::task::spawn_blocking(move || spawn(&config, &its_dir, &launch));
+        let (shim, answers) = spawned.await.expect("spawning a shim does not panic")?;
+        let record = match answer(&dir, answers).await {
+            Ok(record) => record,
+            Err(error) => {
+                end(shim).await;
+                return Err(error);
+            }
+        };
+        let vmm = match identity::prove(record.vmm, Some(record.shim.pid)) {
+            Proof::Alive(vmm) => Some(vmm),
+            Proof::Gone | Proof::Doubt(_) => None,
+        };
+        Process::new(runtime, dir, record, judge, shim, vmm)
+    });
+    launched.await.expect("launching does not panic")
+}
+
+/// Ends a shim that gave no good answer, and with it what it may have started.
+async fn end(shim: OwnedFd) {
+    let _ = rustix::process::pidfd_send_signal(&shim, Signal::KILL);
+    if let Ok(shim) = sys::readable(shim) {
+        let _ = tokio::time::timeout(ORPHAN_DIES, shim.readable()).await;
+        let id = WaitId::PidFd(shim.get_ref().as_fd());
+        let _ = rustix::process::waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    }
+}
+
+async fn answer(dir: &MachineDir, answers: OwnedFd) -> Result<Record, Error> {
+    let mut line = Vec::new();
+    let receive = async {
+        let answers = pipe::Receiver::from_owned_fd(answers)?;
+        answers.take(64 * 1024).read_to_end(&mut line).await
+    };
+    match tokio::time::timeout(SHIM_STARTS, receive).await {
+        Err(_) => {
+            return Err(Error::Timeout {
+                what: "start of the shim",
+                seconds: SHIM_STARTS.as_secs(),
+            });
+        }
+        Ok(Err(source)) => {
+            return Err(Error::io("read the answer of the shim in", dir.path())(
+                source,
+            ));
+        }
+        Ok(Ok(_)) => {}
+    }
+    match serde_json::from_slice(&line) {
+        Ok(Answer::Ok(record)) => Ok(record),
+        Ok(Answer::Error { what, errno, text }) => Err(match errno {
+            Some(errno) => Error::Io {
+                what: "launch in",
+                path: dir.path().to_owned(),
+                source: io::Error::other(format!(
+                    "{what}: {}",
+                    io::Error::from_raw_os_error(errno)
+                )),
+            },
+            None => Error::Launch {
+                answer: format!("{what}: {text}"),
+            },
+        }),
+        Err(_) => Err(Error::Launch {
+            answer: crate::process::printable(&line, 1024),
+        }),
+    }
+}
+
+/// Everything before the shim runs. Blocks.
+fn spawn(
+    config: &RuntimeConfig,
+    dir: &MachineDir,
+    launch: &Launch,
+) -> Result<(OwnedFd, OwnedFd), Error> {
+    let run = dir.file(MachineDir::RUN);
+    match std::fs::DirBuilder::new().mode(0o700).create(&run) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(Error::io("make", run)(error));
+        }
+        _ => {}
+    }
+    let lock_path = dir.file(MachineDir::LOCK);
+    let (lock, ours) = lock(dir, true).map_err(Error::io("lock", lock_path))?;
+    if !ours {
+        return Err(Error::Locked {
+            dir: dir.path().to_owned(),
+        });
+    }
+    if !identity::orphan_is_gone(dir, ORPHAN_DIES) {
+        return Err(Error::Unproved {
+            dir: dir.path().to_owned(),
+            reason: "the VMM of a shim that is dead does not die".to_owned(),
+        });
+    }
+    for name in [
+        MachineDir::SHIM,
+        MachineDir::EXIT,
+        MachineDir::KILLED,
+        MachineDir::EVENTS,
+        MachineDir::AGENT_SOCKET,
+        MachineDir::MONITOR_SOCKET,
+    ] {
+        let path = dir.file(name);
+        remove(&path).map_err(Error::io("remove", path))?;
+    }
+    // A VMM of another user must be able to go through its working directory, and to nothing that it is not told of.
+    let mode = if launch.user.is_some() { 0o711 } else { 0o700 };
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(mode))
+        .map_err(Error::io("set the mode of", dir.path()))?;
+    let path = dir.file(MachineDir::LAUNCH);
+    write_json(&path, launch).map_err(Error::io("write", path))?;
+    spawn_shim(config, dir, lock).map_err(Error::io("run", &config.launcher))
+}
+
+/// Returns a descriptor of the process, and the end of the pipe that it answers on.
+fn spawn_shim(
+    config: &RuntimeConfig,
+    dir: &MachineDir,
+    lock: File,
+) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (answers, theirs) = io::pipe()?;
+    let mut command = Command::new(std::path::absolute(&config.launcher)?);
+    command
+        .arg("shim")
+        .env_clear()
+        .current_dir(dir.path())
+        // The lock is on the open file, not on the process: it is never free between here and there.
+        .stdin(Stdio::from(lock))
+        .stdout(Stdio::from(theirs.try_clone()?))
+        .stderr(Stdio::from(theirs));
+    let mut child = command.spawn()?;
+    // A child that nobody waited for keeps its number.
+    match rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::NONBLOCK) {
+        Ok(pidfd) => Ok((pidfd, OwnedFd::from(answers))),
+        Err(error) => {
+            child.kill()?;
+            child.wait()?;
+            Err(error.into())
+        }
+    }
+}
+
+/// The further groups that `user` needs to open a device that only its group may.
+pub(crate) fn group_of_device(device: &str, user: User) -> Vec<u32> {
+    let Ok(metadata) = std::fs::metadata(device) else {
+        return Vec::new();
+    };
+    let (for_all, group) = (metadata.mode() & 0o006 == 0o006, metadata.gid());
+    match for_all || group == user.gid || group == 0 {
+        true => Vec::new(),
+        false => vec![group],
+    }
+}

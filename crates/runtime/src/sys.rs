@@ -1,0 +1,156 @@
+//! What neither std nor rustix offers safely: the steps between fork and exec, signal dispositions, and the time stamp
+//! counter. Everything `unsafe` of this crate is here.
+#![expect(
+    unsafe_code,
+    reason = "fork, signal dispositions and rdtsc have no safe interface"
+)]
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::io::FdFlags;
+use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// The signals that would end a shim whose session or server is being stopped.
+const STOPPING: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGQUIT];
+
+/// Ignores what a terminal or a service manager sends to end a group of processes, and writes to closed pipes.
+pub(crate) fn ignore_stopping_signals() {
+    for signal in STOPPING.into_iter().chain([libc::SIGPIPE]) {
+        // SAFETY: SIG_IGN installs no code, and all of these may be ignored.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+/// Closes every descriptor above the standard three. Only for a process that has opened none of its own yet.
+pub(crate) fn close_inherited() -> io::Result<()> {
+    // SAFETY: closes numbers that no value of this process owns, as the caller promises.
+    match unsafe { libc::close_range(3, libc::c_uint::MAX, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// What a child does to itself between fork and exec.
+#[derive(Debug, Clone)]
+pub(crate) struct Child {
+    /// Descriptors that it keeps, under their present numbers.
+    pub(crate) keep: Vec<RawFd>,
+    /// User, group and further groups, when they change.
+    pub(crate) ids: Option<(u32, u32, Vec<u32>)>,
+    /// Soft and hard limit alike.
+    pub(crate) limits: Vec<(Resource, u64)>,
+}
+
+/// Makes the child of `command` set itself up as `child` says, gain no privileges by exec, and die with this thread.
+pub(crate) fn set_up(command: &mut Command, child: Child) {
+    let parent = rustix::process::getpid();
+    let groups: Vec<Gid> = child
+        .ids
+        .iter()
+        .flat_map(|(_, _, groups)| groups.iter().map(|gid| Gid::from_raw(*gid)))
+        .collect();
+    // SAFETY: the closure makes plain system calls on data that was allocated before the fork.
+    unsafe { command.pre_exec(move || between_fork_and_exec(&child, &groups, parent)) };
+}
+
+fn between_fork_and_exec(child: &Child, groups: &[Gid], parent: Pid) -> io::Result<()> {
+    for signal in STOPPING {
+        // SAFETY: SIG_DFL installs no code.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    for fd in &child.keep {
+        // SAFETY: the caller of `set_up` holds these descriptors open until after the spawn.
+        let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
+        rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
+    }
+    for (resource, limit) in &child.limits {
+        let limit = Some(*limit);
+        rustix::process::setrlimit(
+            *resource,
+            Rlimit {
+                current: limit,
+                maximum: limit,
+            },
+        )?;
+    }
+    if let Some((uid, gid, _)) = &child.ids {
+        let (uid, gid) = (Uid::from_raw(*uid), Gid::from_raw(*gid));
+        // After fork there is one thread, so that of the thread is that of the process.
+        rustix::thread::set_thread_groups(groups)?;
+        rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    }
+    rustix::thread::set_no_new_privs(true)?;
+    // After the change of user, which clears it.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if rustix::process::getppid() != Some(parent) {
+        // The parent died before the signal was armed.
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    Ok(())
+}
+
+/// Lets tasks wait until a descriptor is readable. Within a tokio runtime.
+pub(crate) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open for as long as it lives, and the AsyncFd owns it and never gives it out mutably.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE)? })
+}
+
+/// Takes over a descriptor that this process inherited under a number agreed with its parent.
+#[cfg(feature = "stub")]
+pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: F_GETFD reads a flag of a number and fails on one that is not open.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and nothing else in this process owns a number that only the parent knew.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The rate of the time stamp counter in kHz, measured once against the raw monotonic clock.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn tsc_khz() -> u64 {
+    use std::sync::OnceLock;
+    use std::time::Duration;
+
+    static RATE: OnceLock<u64> = OnceLock::new();
+    /// Reads both clocks together: the pair whose clock reading took the fewest ticks was disturbed the least.
+    fn both() -> (u64, u64) {
+        let one = || {
+            // SAFETY: rdtsc is part of the x86-64 baseline; Linux leaves it enabled.
+            let before = unsafe { core::arch::x86_64::_rdtsc() };
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicRaw);
+            // SAFETY: as above.
+            let after = unsafe { core::arch::x86_64::_rdtsc() };
+            let ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+            (after - before, before + (after - before) / 2, ns)
+        };
+        let best = (0..16).map(|_| one()).min_by_key(|(took, ..)| *took);
+        let (_, ticks, ns) = best.expect("sixteen readings have a least one");
+        (ticks, ns)
+    }
+    *RATE.get_or_init(|| {
+        let (ticks, ns) = both();
+        std::thread::sleep(Duration::from_millis(20));
+        let (later_ticks, later_ns) = both();
+        let (ticks, ns) = (later_ticks - ticks, (later_ns - ns).max(1));
+        (u128::from(ticks) * 1_000_000 / u128::from(ns)) as u64
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn the_counter_has_a_plausible_and_stable_rate() {
+        let khz = super::tsc_khz();
+        assert!((100_000..20_000_000).contains(&khz), "{khz} kHz");
+        assert_eq!(super::tsc_khz(), khz);
+    }
+}

@@ -1,0 +1,330 @@
+//! The same promises of every runtime.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+
+use hutch_contract::machine::Exit;
+use hutch_runtime::ring::RingReader;
+use hutch_runtime::{Adopted, Error, MachineDir};
+use rustix::process::{Pid, Signal};
+
+use crate::lab::{self, CONSOLE_BYTES, GENEROUS, Lab, alive, descriptors, is_root, status};
+
+/// One test for each promise and runtime.
+macro_rules! promises {
+    ($($name:ident)*) => {
+        mod stub { $(#[tokio::test] async fn $name() {
+            super::$name(super::Lab::new("stub").await.unwrap()).await;
+        })* }
+        mod qemu { $(#[tokio::test] async fn $name() {
+            if let Some(lab) = super::Lab::new("qemu").await { super::$name(lab).await; }
+        })* }
+    };
+}
+
+promises! {
+    a_machine_runs_and_is_found_again
+    a_second_start_is_refused_and_harmless
+    a_machine_outlives_its_server
+    ends_are_told_apart
+    a_vmm_that_is_killed_by_others_is_noticed
+    a_killed_shim_takes_its_vmm_along
+    pause_stops_the_guest_and_resume_goes_on
+    the_console_is_bounded_and_blocks_nobody
+    the_vmm_has_only_what_it_needs
+}
+
+fn running(adopted: Adopted) -> hutch_runtime::Process {
+    match adopted {
+        Adopted::Running(process) => process,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn exited(adopted: Adopted) -> Exit {
+    match adopted {
+        Adopted::Exited(report) => report.exit,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn end(process: &hutch_runtime::Process) -> Exit {
+    tokio::time::timeout(GENEROUS, process.wait())
+        .await
+        .expect("an end")
+        .exit
+}
+
+fn kill(pid: u32) {
+    let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, Signal::KILL).unwrap();
+}
+
+async fn a_machine_runs_and_is_found_again(lab: Lab) {
+    assert!(matches!(lab.adopt().await, Adopted::Absent));
+    let process = lab.start().await;
+    let found = running(lab.adopt().await);
+    assert_eq!(
+        (found.pid(), found.shim_pid()),
+        (process.pid(), process.shim_pid())
+    );
+    lab.guest().await.ping("hello").await;
+    // A host that goes and comes again finds the guest.
+    lab.guest().await.ping("again").await;
+
+    lab.runtime.kill(&lab.dir).await.unwrap();
+    assert_eq!(end(&process).await, Exit::Killed);
+    assert_eq!(end(&found).await, Exit::Killed);
+    assert_eq!(exited(lab.adopt().await), Exit::Killed);
+    assert!(!alive(process.pid()) && !alive(process.shim_pid()));
+    lab.runtime.kill(&lab.dir).await.unwrap();
+
+    // Nothing of the last run is taken for this one's.
+    let again = lab.start().await;
+    assert_ne!(again.pid(), process.pid());
+    assert_eq!(running(lab.adopt().await).pid(), again.pid());
+}
+
+async fn a_second_start_is_refused_and_harmless(lab: Lab) {
+    let process = lab.start().await;
+    let second = lab::runtime(lab.runtime.name())
+        .start(&lab.dir, &lab.spec)
+        .await;
+    assert!(matches!(second, Err(Error::Locked { .. })), "{second:?}");
+    lab.guest().await.ping("unharmed").await;
+    assert_eq!(running(lab.adopt().await).pid(), process.pid());
+}
+
+/// Where the helper process below finds its machine; the test does nothing without it.
+const HELD: &str = "HUTCH_TEST_HELD";
+
+/// A server that starts a machine and then does nothing until it is killed.
+#[tokio::test]
+async fn server_that_is_killed() {
+    let Ok(held) = std::env::var(HELD) else {
+        return;
+    };
+    let (runtime, dir) = held.split_once(' ').unwrap();
+    let Some(lab) = Lab::new(runtime).await else {
+        return;
+    };
+    let process = lab
+        .runtime
+        .start(&MachineDir::new(dir), &lab.spec)
+        .await
+        .unwrap();
+    std::fs::write(
+        MachineDir::new(dir).file("started"),
+        process.pid().to_string(),
+    )
+    .unwrap();
+    std::future::pending::<()>().await;
+}
+
+async fn a_machine_outlives_its_server(lab: Lab) {
+    let held = format!("{} {}", lab.runtime.name(), lab.dir.path().display());
+    let mut server = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "conformance::server_that_is_killed"])
+        .env(HELD, held)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = async {
+        loop {
+            assert_eq!(
+                server.try_wait().unwrap(),
+                None,
+                "the server ended by itself"
+            );
+            match std::fs::read_to_string(lab.dir.file("started")) {
+                Ok(pid) if !pid.is_empty() => return pid.parse::<u32>().unwrap(),
+                _ => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let pid = tokio::time::timeout(GENEROUS, started).await.unwrap();
+    server.kill().unwrap();
+    assert_eq!(server.wait().unwrap().signal(), Some(9));
+
+    let process = running(lab.adopt().await);
+    assert_eq!(process.pid(), pid);
+    let mut guest = lab.guest().await;
+    guest.ping("alive").await;
+    // The end of what is no child of ours is noticed as well, with its reason.
+    guest.say("reboot").await;
+    assert_eq!(end(&process).await, Exit::Reboot);
+}
+
+async fn ends_are_told_apart(lab: Lab) {
+    for (words, exit) in [
+        ("poweroff", Exit::PowerOff),
+        ("reboot", Exit::Reboot),
+        ("panic", Exit::Panic),
+    ] {
+        let process = lab.start().await;
+        lab.guest().await.say(words).await;
+        assert_eq!(end(&process).await, exit);
+        assert_eq!(exited(lab.adopt().await), exit);
+    }
+    let process = lab.start().await;
+    assert_eq!(process.kill().await.unwrap().exit, Exit::Killed);
+}
+
+async fn a_vmm_that_is_killed_by_others_is_noticed(lab: Lab) {
+    let process = lab.start().await;
+    kill(process.pid());
+    assert_eq!(end(&process).await, Exit::Signal { signal: 9 });
+    assert_eq!(exited(lab.adopt().await), Exit::Signal { signal: 9 });
+}
+
+async fn a_killed_shim_takes_its_vmm_along(lab: Lab) {
+    let process = lab.start().await;
+    kill(process.shim_pid());
+    assert_eq!(end(&process).await, Exit::Lost);
+    assert_eq!(exited(lab.adopt().await), Exit::Lost);
+    assert!(!alive(process.pid()));
+    lab.start().await;
+}
+
+async fn pause_stops_the_guest_and_resume_goes_on(lab: Lab) {
+    let process = lab.start().await;
+    let mut guest = lab.guest().await;
+    lab.runtime.pause(&lab.dir).await.unwrap();
+    guest.say("ping later").await;
+    // Silence cannot be waited for; what a paused guest is asked to do must not have been done by now.
+    let heard = tokio::time::timeout(std::time::Duration::from_millis(300), guest.hear()).await;
+    assert!(heard.is_err(), "{heard:?}");
+    lab.runtime.resume(&lab.dir).await.unwrap();
+    guest.ping("awake").await;
+    process.kill().await.unwrap();
+    let dead = lab.runtime.pause(&lab.dir).await;
+    assert!(matches!(dead, Err(Error::NotRunning { .. })), "{dead:?}");
+}
+
+async fn the_console_is_bounded_and_blocks_nobody(lab: Lab) {
+    let process = lab.start().await;
+    let mut guest = lab.guest().await;
+    let before = lab.console_end();
+    let kib = 4 * CONSOLE_BYTES / 1024;
+    guest.say(&format!("flood {kib}")).await;
+    tokio::time::timeout(GENEROUS, async { while guest.hear().await != "done" {} })
+        .await
+        .unwrap();
+    guest.say("print the-last-words").await;
+    lab.console_with(before, "the-last-words").await;
+
+    let ring = RingReader::open(&lab.dir.console()).unwrap();
+    let all = ring.read_from(0, usize::MAX).unwrap();
+    assert_eq!(all.bytes.len() as u64, CONSOLE_BYTES);
+    assert_eq!(all.dropped, ring.end().unwrap() - CONSOLE_BYTES);
+    assert!(ring.end().unwrap() - before > 4 * CONSOLE_BYTES);
+    assert!(std::fs::metadata(lab.dir.console()).unwrap().len() < 3 * CONSOLE_BYTES);
+    process.kill().await.unwrap();
+
+    let again = lab.start().await;
+    assert!(
+        again.console_from() > before + kib * 1024,
+        "the count goes on"
+    );
+}
+
+async fn the_vmm_has_only_what_it_needs(lab: Lab) {
+    let process = lab.start().await;
+    lab.guest().await.ping("up").await;
+    let pid = process.pid();
+
+    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    assert_eq!(status(pid, "PPid"), process.shim_pid().to_string());
+    assert_eq!(std::fs::read(format!("/proc/{pid}/environ")).unwrap(), b"");
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core"))
+        .unwrap();
+    assert_eq!(
+        core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(),
+        ["0", "0"]
+    );
+    if is_root() {
+        let user = lab.spec.user.unwrap();
+        assert_eq!(
+            status(pid, "Uid"),
+            [user.uid.to_string().as_str(); 4].join("\t")
+        );
+        assert_eq!(
+            status(pid, "Gid"),
+            [user.gid.to_string().as_str(); 4].join("\t")
+        );
+        assert_eq!(status(pid, "Groups"), "");
+        assert_eq!(status(pid, "CapPrm"), "0000000000000000");
+        assert_eq!(status(pid, "CapEff"), "0000000000000000");
+    } else {
+        println!("skipped: user, groups and capabilities, which change for root only");
+    }
+
+    let name = lab.runtime.name();
+    if name == "qemu" {
+        assert_eq!(status(pid, "Seccomp"), "2");
+    }
+    let all = descriptors(pid);
+    let agreed: Vec<_> = all
+        .iter()
+        .take(6)
+        .map(|(n, kind)| (*n, kind.as_str()))
+        .collect();
+    let sockets = [(3, "socket"), (4, "socket"), (5, "socket")];
+    assert_eq!(agreed[..3], [(0, "null"), (1, "pipe"), (2, "pipe")]);
+    assert_eq!(agreed[3..], sockets);
+    // The rest it has opened itself: its disk, the connections to its monitor and channel, and the loop's own.
+    let known = match name {
+        "qemu" => vec!["disk.raw", "socket", "anon_inode"],
+        _ => vec!["socket", "anon_inode"],
+    };
+    let foreign: Vec<_> = all
+        .iter()
+        .skip(6)
+        .filter(|(_, kind)| !known.contains(&kind.as_str()))
+        .collect();
+    assert!(foreign.is_empty(), "{foreign:?} of {all:?}");
+
+    let shim = descriptors(process.shim_pid());
+    assert_eq!(
+        shim[..3],
+        [(0, "lock".into()), (1, "null".into()), (2, "null".into())]
+    );
+    let known = [
+        "console.log",
+        "vmm.log",
+        "events.log",
+        "pipe",
+        "socket",
+        "anon_inode",
+    ];
+    assert!(
+        shim[3..]
+            .iter()
+            .all(|(_, kind)| known.contains(&kind.as_str())),
+        "{shim:?}"
+    );
+    assert_eq!(shim.len(), 10, "{shim:?}");
+
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |name: &str| {
+        std::fs::metadata(lab.dir.file(name))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777
+    };
+    assert_eq!(mode("run"), 0o700);
+    for file in [
+        "run/agent.sock",
+        "run/qmp.sock",
+        "run/lock",
+        "run/shim.json",
+        "console.log",
+    ] {
+        assert_eq!(mode(file), 0o600, "{file}");
+    }
+}

@@ -1,0 +1,108 @@
+//! A guest for tests: busybox, a few modules and an `/init` that reads commands from its channel, as a cpio archive.
+//!
+//! `HUTCH_TEST_KERNEL` names a kernel, `HUTCH_TEST_MODULES` its directory of modules (`lib/modules/VERSION`).
+
+use std::path::{Path, PathBuf};
+
+/// What a guest is booted with.
+pub struct BootSet {
+    pub kernel: PathBuf,
+    pub initramfs: Vec<u8>,
+}
+
+/// In the order in which they must be loaded.
+const MODULES: [&str; 7] = [
+    "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio.ko",
+    "drivers/virtio/virtio_mmio.ko",
+    "drivers/char/virtio_console.ko",
+    "net/core/failover.ko",
+    "drivers/net/net_failover.ko",
+    "drivers/net/virtio_net.ko",
+];
+
+const INIT: &str = r#"#!/bin/sh
+/bin/busybox --install -s /bin
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+for module in /modules/*.ko; do insmod $module; done
+echo "guest boots"
+# The device's name is its own affair; there is one port.
+until [ -c /dev/vport*p1 ]; do sleep 0.02; done
+exec 3<>/dev/vport*p1
+while :; do
+    while read -r command argument <&3; do
+        case $command in
+            ping) echo "pong $argument" >&3 ;;
+            print) echo "$argument" ;;
+            flood)
+                yes "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde" | head -c $((argument * 1024))
+                echo done >&3
+                ;;
+            reach)
+                ip link set eth0 up
+                ip addr add 10.0.2.15/24 dev eth0
+                ip route add default via 10.0.2.2
+                if nc -w 3 $argument </dev/null; then echo reached >&3; else echo unreachable >&3; fi
+                ;;
+            poweroff) poweroff -f ;;
+            reboot) reboot -f ;;
+            panic) echo c >/proc/sysrq-trigger ;;
+        esac
+    done
+    # Nobody is connected.
+    sleep 0.05
+done
+"#;
+
+/// `None` when something that it is made of is missing.
+pub fn boot_set() -> Option<BootSet> {
+    let kernel = PathBuf::from(std::env::var_os("HUTCH_TEST_KERNEL")?);
+    let modules = PathBuf::from(std::env::var_os("HUTCH_TEST_MODULES")?);
+    let busybox = std::fs::read("/bin/busybox").ok()?;
+    let mut archive = Archive::default();
+    for dir in ["bin", "dev", "proc", "modules"] {
+        archive.add(dir, 0o040_755, b"");
+    }
+    archive.add("bin/busybox", 0o100_755, &busybox);
+    archive.add("bin/sh", 0o120_777, b"busybox");
+    archive.add("init", 0o100_755, INIT.as_bytes());
+    for (n, module) in MODULES.iter().enumerate() {
+        let content = std::fs::read(modules.join("kernel").join(module)).ok()?;
+        archive.add(&format!("modules/{n}.ko"), 0o100_644, &content);
+    }
+    archive.add("TRAILER!!!", 0, b"");
+    Some(BootSet {
+        kernel: Path::new(&kernel).to_owned(),
+        initramfs: archive.bytes,
+    })
+}
+
+/// The "newc" format, see the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    files: u32,
+}
+
+impl Archive {
+    fn add(&mut self, name: &str, mode: u32, content: &[u8]) {
+        self.files += 1;
+        let (size, name_size) = (content.len() as u32, name.len() as u32 + 1);
+        let fields = [self.files, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, name_size, 0];
+        self.bytes.extend(b"070701");
+        for field in fields {
+            self.bytes.extend(format!("{field:08x}").bytes());
+        }
+        self.bytes.extend(name.bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend(content);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        let padded = self.bytes.len().next_multiple_of(4);
+        self.bytes.resize(padded, 0);
+    }
+}

@@ -1,0 +1,229 @@
+//! Machines for tests: their directories, their guests, and what the kernel says about their processes.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hutch_runtime::ring::{Follower, RingReader};
+use hutch_runtime::table::Runtimes;
+use hutch_runtime::{Adopted, Channel, MachineDir, MachineSpec, Nic, Runtime, RuntimeConfig, User};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+use crate::initramfs;
+
+/// Far longer than anything takes here; a test that waits this long has failed.
+pub const GENEROUS: Duration = Duration::from_secs(50);
+pub const CONSOLE_BYTES: u64 = 64 * 1024;
+const STUB_PROGRAM: &str = env!("CARGO_BIN_EXE_hutch-stub-vmm");
+
+/// A machine that ends with the test.
+pub struct Lab {
+    pub runtime: Arc<dyn Runtime>,
+    pub dir: MachineDir,
+    pub spec: MachineSpec,
+    /// Dropped after the machine.
+    _files: tempfile::TempDir,
+}
+
+/// All runtimes, as a server of these tests has them.
+pub fn runtimes() -> Runtimes {
+    Runtimes::new(|name| RuntimeConfig {
+        launcher: STUB_PROGRAM.into(),
+        program: (name == "stub").then(|| STUB_PROGRAM.into()),
+        acceleration: None,
+        agent: "/nonexistent/agent".into(),
+        console_bytes: CONSOLE_BYTES,
+    })
+}
+
+pub fn runtime(name: &str) -> Arc<dyn Runtime> {
+    runtimes().get(name).unwrap().clone()
+}
+
+impl Lab {
+    /// A machine whose guest reads lines. `None`, with words, where `runtime` lacks something.
+    pub async fn new(name: &str) -> Option<Self> {
+        let runtime = runtime(name);
+        let files = tempfile::tempdir().unwrap();
+        // Longer than the address of a socket may be.
+        let path = files.path().join("m".repeat(120));
+        std::fs::create_dir(&path).unwrap();
+        let dir = MachineDir::new(path);
+        if name == "qemu" {
+            let info = runtime.probe().await;
+            let Some(boot) = initramfs::boot_set().filter(|_| info.usable) else {
+                println!(
+                    "skipped: QEMU ({}), a kernel in HUTCH_TEST_KERNEL and its modules in HUTCH_TEST_MODULES are needed",
+                    info.reason.as_deref().unwrap_or("installed")
+                );
+                return None;
+            };
+            std::fs::copy(boot.kernel, dir.file(MachineDir::KERNEL)).unwrap();
+            std::fs::write(dir.file(MachineDir::INITRAMFS), &boot.initramfs).unwrap();
+            let disk = std::fs::File::create(dir.file(MachineDir::DISK)).unwrap();
+            disk.set_len(1 << 20).unwrap();
+        } else {
+            std::fs::write(dir.file("stub.json"), r#"{"agent": "lines"}"#).unwrap();
+        }
+        Some(Self {
+            runtime,
+            dir,
+            spec: MachineSpec {
+                id: "mch-test".into(),
+                label: "htest-1".into(),
+                vcpu: 1,
+                memory_mib: 128,
+                kernel_args: Vec::new(),
+                nic: Nic::Restricted,
+                user: is_root().then_some(User {
+                    uid: 0x7000_0001,
+                    gid: 0x7000_0002,
+                }),
+            },
+            _files: files,
+        })
+    }
+
+    pub fn behave(&self, behaviour: &str) {
+        std::fs::write(self.dir.file("stub.json"), behaviour).unwrap();
+    }
+
+    pub async fn start(&self) -> hutch_runtime::Process {
+        self.runtime.start(&self.dir, &self.spec).await.unwrap()
+    }
+
+    pub async fn adopt(&self) -> Adopted {
+        runtime(self.runtime.name()).adopt(&self.dir).await.unwrap()
+    }
+
+    /// A conversation with the guest, which may still be booting.
+    pub async fn guest(&self) -> Guest {
+        let (Channel::Wire(stream) | Channel::Connection(stream)) =
+            self.runtime.channel(&self.dir).await.unwrap();
+        let mut guest = Guest(BufReader::new(stream));
+        // A guest that has not opened its end yet may lose what was sent before.
+        let up = async {
+            loop {
+                guest.say("ping up").await;
+                let answer = tokio::time::timeout(Duration::from_millis(500), guest.hear()).await;
+                if answer.is_ok() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(GENEROUS, up)
+            .await
+            .expect("the guest answers");
+        guest
+    }
+
+    /// The console from `from` on until it contains `words`.
+    pub async fn console_with(&self, from: u64, words: &str) -> String {
+        let mut follower = Follower::open(self.dir.console(), from).unwrap();
+        let mut text = Vec::new();
+        let seen = async {
+            while !String::from_utf8_lossy(&text).contains(words) {
+                text.extend(follower.next(1 << 16).await.unwrap().bytes);
+            }
+        };
+        tokio::time::timeout(GENEROUS, seen).await.expect(words);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    pub fn console_end(&self) -> u64 {
+        RingReader::open(&self.dir.console())
+            .unwrap()
+            .end()
+            .unwrap()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // What the record names, if its shim still has our lock: a machine whose test failed must not stay.
+        let record = std::fs::read(self.dir.file("run/shim.json")).unwrap_or_default();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+        let Some(shim) = record["shim"]["pid"].as_i64() else {
+            return;
+        };
+        let input = std::fs::read_link(format!("/proc/{shim}/fd/0")).unwrap_or_default();
+        if input == self.dir.file("run/lock") {
+            let status = Command::new("kill")
+                .args(["-9", &shim.to_string()])
+                .status();
+            assert!(status.unwrap().success());
+            while alive(shim as u32) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+pub struct Guest(BufReader<Box<dyn hutch_runtime::Stream>>);
+
+impl Guest {
+    pub async fn say(&mut self, line: &str) {
+        let line = format!("{line}\n");
+        self.0.write_all(line.as_bytes()).await.unwrap();
+    }
+
+    pub async fn hear(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).await.unwrap();
+        line.trim().to_owned()
+    }
+
+    /// Asks for an echo, passing over older ones.
+    pub async fn ping(&mut self, word: &str) {
+        self.say(&format!("ping {word}")).await;
+        let echoed = async { while self.hear().await != format!("pong {word}") {} };
+        tokio::time::timeout(GENEROUS, echoed)
+            .await
+            .expect("an echo");
+    }
+}
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A line of `/proc/PID/status`.
+pub fn status(pid: u32, field: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("{field}:")));
+    line.unwrap_or_else(|| panic!("{field}")).trim().to_owned()
+}
+
+/// Not even as a zombie of ours.
+pub fn alive(pid: u32) -> bool {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    text.rsplit(')')
+        .next()
+        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
+}
+
+/// Number and target of each descriptor, made comparable.
+pub fn descriptors(pid: u32) -> Vec<(u32, String)> {
+    let dir = PathBuf::from(format!("/proc/{pid}/fd"));
+    let mut all: Vec<_> = std::fs::read_dir(&dir)
+        .unwrap()
+        .filter_map(|entry| {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let target = std::fs::read_link(dir.join(&name)).ok()?;
+            let target = target.to_string_lossy().into_owned();
+            let kind = match target.split_once(":[") {
+                Some((kind, _)) => kind.to_owned(),
+                None => Path::new(&target)
+                    .file_name()?
+                    .to_string_lossy()
+                    .into_owned(),
+            };
+            Some((name.parse().unwrap(), kind))
+        })
+        .collect();
+    all.sort();
+    all
+}

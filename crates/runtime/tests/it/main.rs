@@ -1,0 +1,6 @@
+//! What every runtime must do, on the stub always and on QEMU where there is one.
+
+mod conformance;
+mod initramfs;
+mod lab;
+mod proof;
