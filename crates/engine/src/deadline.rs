@@ -8,8 +8,6 @@ pub const LAUNCH: Duration = Duration::from_secs(15);
 pub const ADOPT: Duration = Duration::from_secs(10);
 /// Opening a connection to an agent that answered before.
 pub const RECONNECT: Duration = Duration::from_secs(20);
-/// Giving a guest its identity; growing a large file system is part of it.
-pub const CONFIGURE: Duration = Duration::from_secs(60);
 /// From the wish to stop until the guest's processes are killed, in the guest.
 pub const STOP_GRACE: Duration = Duration::from_secs(5);
 /// From the wish to stop until the VMM is killed.
@@ -18,8 +16,6 @@ pub const STOP: Duration = Duration::from_secs(20);
 pub const KILL: Duration = Duration::from_secs(10);
 /// A call that waits for a starting machine, when the caller names no time.
 pub const READY: Duration = Duration::from_secs(120);
-/// A call to an agent that touches one file or process.
-pub const CALL: Duration = Duration::from_secs(30);
 /// Between two attempts at something that keeps failing: doubles from the first to the second.
 pub const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 /// A slot's rest before another machine may have it: late packets and connections die meanwhile.

@@ -5,25 +5,26 @@ use std::path::Path;
 use hutch_contract::machine::Isolation;
 use hutch_contract::node::{Finding, Level, RuntimeInfo};
 use hutch_runtime::RuntimeConfig;
+use hutch_runtime::table::Runtimes;
 
 use crate::engine::{images_dir, machines_dir};
 use crate::{EngineConfig, admission};
 
-/// What runtimes are configured with, from the engine's configuration.
-pub(crate) fn runtime_configs(config: &EngineConfig) -> RuntimeConfig {
-    RuntimeConfig {
+/// The runtimes, configured.
+pub(crate) fn runtimes(config: &EngineConfig) -> Runtimes {
+    Runtimes::new(|name| RuntimeConfig {
         launcher: config.launcher.clone(),
-        programs: config.runtime_programs.clone(),
+        program: config.runtime_programs.get(name).cloned(),
         acceleration: config.acceleration.clone(),
         agent: config.agent.clone(),
         console_bytes: config.console_bytes,
-    }
+    })
 }
 
 /// Looks at everything that machines need here. Needs no running server and changes nothing that lasts.
 pub async fn doctor(config: &EngineConfig) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for runtime in hutch_runtime::table::runtimes(&runtime_configs(config)) {
+    for runtime in runtimes(config).iter() {
         findings.push(runtime_finding(runtime.probe().await));
     }
     findings.push(agent_finding(&config.agent));
@@ -108,20 +109,12 @@ fn kernel_finding(config: &EngineConfig) -> Finding {
             ),
         ),
         Some(path) => finding("kernel", Level::Good, path.display().to_string(), None),
-        None => match hutch_image::cached_kernel(&config.cache_dir) {
-            Some(release) => finding(
-                "kernel",
-                Level::Good,
-                format!("{release}, in the cache"),
-                None,
-            ),
-            None => finding(
-                "kernel",
-                Level::Good,
-                "the distribution's, downloaded when first needed",
-                None,
-            ),
-        },
+        None => finding(
+            "kernel",
+            Level::Good,
+            "the distribution's, downloaded when first needed",
+            None,
+        ),
     }
 }
 

@@ -288,9 +288,11 @@ impl Driver {
         let mut unapplied = record.unapplied.clone();
         if !session.hello().configured {
             let identity = self.identity(record);
-            let reply = timeout(deadline::CONFIGURE, session.configure(identity)).await;
+            let reply = session.configure(&identity).await?;
             unapplied = reply
-                .map_err(|_| Error::timeout("configuring the guest", deadline::CONFIGURE))??;
+                .into_iter()
+                .map(|row| format!("{}: {}", row.field, row.reason))
+                .collect();
             self.clock.phase("configure", started);
         }
         let timings = self.clock.list();
@@ -359,9 +361,9 @@ impl Driver {
     fn identity(&self, record: &MachineRecord) -> Configure {
         Configure {
             machine_id: record.id.to_string(),
-            boot_nonce: keys::random_bytes::<16>().to_vec(),
+            boot_nonce: keys::random_bytes::<16>(),
             hostname: Some(record.name.to_string()),
-            environment: record.env.clone().into_iter().collect(),
+            environment: record.env.clone(),
             entropy: keys::random_bytes::<64>().to_vec(),
             clock_unix_ms: self.shared.now_ms() as i64,
             grow_root: true,

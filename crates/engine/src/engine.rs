@@ -12,8 +12,9 @@ use hutch_contract::key::Scope;
 use hutch_contract::name::Name;
 use hutch_contract::record::{FORMAT, ImageRecord, MachineRecord};
 use hutch_guest::session::Session;
-use hutch_runtime::Runtime;
-use hutch_store::{Check, SqliteOptions, SqliteStore, Store, Write};
+use hutch_runtime::table::Runtimes;
+use hutch_runtime::{Adopted, MachineDir, Runtime};
+use hutch_store::{Check, SqliteStore, Store, Write};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -78,7 +79,7 @@ pub(crate) struct Shared {
     pub config: EngineConfig,
     pub store: Arc<dyn Store>,
     pub instance: Instance,
-    pub runtimes: Vec<Arc<dyn Runtime>>,
+    pub runtimes: Runtimes,
     pub kernel: Kernel,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
@@ -117,10 +118,12 @@ impl Shared {
     }
 
     pub fn runtime(&self, name: &str) -> Result<Arc<dyn Runtime>, Error> {
-        let found = self.runtimes.iter().find(|runtime| runtime.name() == name);
-        found.cloned().ok_or_else(|| Error::NoSuchRuntime {
-            name: name.chars().take(64).collect(),
-        })
+        self.runtimes
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Error::NoSuchRuntime {
+                name: name.chars().take(64).collect(),
+            })
     }
 
     /// Drops a machine that is gone from memory.
@@ -193,19 +196,18 @@ impl Engine {
             .map_err(|source| io_error("create", &spool, source))?;
 
         let database = config.data_dir.join("hutch.db");
-        let store = crate::drive::blocking("open the store", move || {
-            Ok(SqliteStore::open(&database, SqliteOptions::default())?)
-        })
-        .await?;
+        let store =
+            crate::drive::blocking("open the store", move || Ok(SqliteStore::open(&database)?))
+                .await?;
         let store: Arc<dyn Store> = Arc::new(store);
         let instance = instance(store.as_ref()).await?;
-        let runtimes = hutch_runtime::table::runtimes(&crate::doctor::runtime_configs(&config));
+        let runtimes = crate::doctor::runtimes(&config);
         let shared = Arc::new(Shared {
             kernel: Kernel::new(&config),
             config,
             store,
             instance,
-            runtimes: runtimes.into_iter().map(Arc::from).collect(),
+            runtimes,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             fleet: Mutex::default(),
@@ -256,7 +258,7 @@ impl Engine {
         self.sweep_idempotency().await?;
         store.compact(KEEP_REVISIONS).await?;
         let machines = self.load_machines().await?;
-        self.remove_orphans()?;
+        self.remove_orphans().await?;
         for (machine, record) in machines {
             // A runtime that this build does not have: the record stays, visible, and nothing is done to it.
             if let Err(error) = shared.drive(machine, &record, false) {
@@ -305,34 +307,60 @@ impl Engine {
     }
 
     /// Erases directories whose records are gone: what an interrupted delete or import left.
-    fn remove_orphans(&self) -> Result<(), Error> {
+    async fn remove_orphans(&self) -> Result<(), Error> {
         let shared = &self.shared;
-        for (dir, kind) in [
-            (machines_dir(&shared.config.data_dir), "machine"),
-            (images_dir(&shared.config.data_dir), "image"),
-        ] {
-            for entry in fs::read_dir(&dir).map_err(|source| io_error("list", &dir, source))? {
-                let entry = entry.map_err(|source| io_error("list", &dir, source))?;
-                let name = entry.file_name();
-                let name = name.to_string_lossy();
-                let known = match kind {
-                    "machine" => name
-                        .parse()
-                        .is_ok_and(|id: MachineId| shared.fleet().machines.contains_key(&id)),
-                    _ => name
-                        .parse()
-                        .is_ok_and(|id: ImageId| shared.fleet().images.contains_key(&id)),
-                };
-                // A record is dropped only after its process was ended and before its directory could be made, so
-                // nothing can run here. Should something hold the machine's lock all the same, it is left alone.
-                if !known && !hutch_runtime::is_locked(&entry.path()) {
-                    warn!(kind, name = %name.escape_debug(), "erasing what an interrupted change left");
-                    erase_dir(&entry.path())?;
-                }
+        let machines = machines_dir(&shared.config.data_dir);
+        for name in names_in(&machines)? {
+            let known = name
+                .parse()
+                .is_ok_and(|id: MachineId| shared.fleet().machines.contains_key(&id));
+            if !known && self.is_lifeless(&machines.join(&name)).await {
+                erase_orphan(&machines.join(&name))?;
+            }
+        }
+        let images = images_dir(&shared.config.data_dir);
+        for name in names_in(&images)? {
+            let known = name
+                .parse()
+                .is_ok_and(|id: ImageId| shared.fleet().images.contains_key(&id));
+            if !known {
+                erase_orphan(&images.join(&name))?;
             }
         }
         Ok(())
     }
+
+    /// Whether nothing runs in a machine's directory. A record is dropped only after its process was ended, so
+    /// nothing should; in doubt the directory is left alone.
+    async fn is_lifeless(&self, path: &Path) -> bool {
+        let dir = MachineDir::new(path);
+        let Some(runtime) = self.shared.runtimes.iter().next() else {
+            return false;
+        };
+        matches!(
+            runtime.adopt(&dir).await,
+            Ok(Adopted::Absent | Adopted::Exited(_))
+        )
+    }
+}
+
+fn erase_orphan(path: &Path) -> Result<(), Error> {
+    warn!(path = %path.display(), "erasing what an interrupted change left");
+    erase_dir(path)
+}
+
+fn names_in(dir: &Path) -> Result<Vec<String>, Error> {
+    let list = |source| io_error("list", dir, source);
+    let entries = fs::read_dir(dir).map_err(list)?;
+    entries
+        .map(|entry| {
+            Ok(entry
+                .map_err(list)?
+                .file_name()
+                .to_string_lossy()
+                .into_owned())
+        })
+        .collect()
 }
 
 /// Takes the lock of the data directory.

@@ -268,7 +268,16 @@ impl Error {
                 hutch_image::Kind::NotFound | hutch_image::Kind::Internal => Kind::Bug,
             },
             Error::Runtime(error) => error.kind(),
-            Error::Guest(error) => error.kind(),
+            Error::Guest(error) => match error.kind() {
+                hutch_guest::Kind::NotFound => Kind::NotFound,
+                hutch_guest::Kind::Invalid => Kind::Invalid,
+                hutch_guest::Kind::Conflict => Kind::Conflict,
+                hutch_guest::Kind::Denied => Kind::Denied,
+                hutch_guest::Kind::Timeout => Kind::Timeout,
+                hutch_guest::Kind::Exhausted => Kind::Exhausted,
+                hutch_guest::Kind::Unsupported => Kind::Unsupported,
+                _ => Kind::Unavailable,
+            },
         }
     }
 

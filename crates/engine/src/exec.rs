@@ -11,7 +11,9 @@ use hutch_contract::exec::{Exec, ExecExit, ExecResult, MAX_BLOCKING_OUTPUT_BYTES
 use hutch_contract::id::ProcessId;
 use hutch_contract::machine::Status;
 use hutch_contract::record::Observed;
-use hutch_guest::session::{Exit, Output, Session, StartProcess, Stream};
+use hutch_guest::session::{
+    Chunk, Exit, ExitStatus, Output, OutputStream, Session, StartProcess, Stream,
+};
 use tokio::time::timeout;
 
 use crate::access::{self, Access};
@@ -82,7 +84,7 @@ impl Engine {
             ..StartProcess::default()
         };
         session.start(&start).await?;
-        let output = session.attach(process.as_str(), 0).await?;
+        let output = session.attach(process.as_str(), 0, true).await?;
         if let Some(bytes) = stdin {
             let (session, id) = (session.clone(), process.clone());
             // Feeds beside the output: a command that writes before it has read everything must not wait for us.
@@ -145,23 +147,21 @@ fn keep(kept: &mut Vec<u8>, data: &[u8]) -> u64 {
 fn follow(
     session: Session,
     process: ProcessId,
-    output: BoxStream<'static, Result<Output, hutch_guest::session::Error>>,
+    output: OutputStream,
 ) -> BoxStream<'static, Result<ExecOutput, Error>> {
     output
         .then(move |output| {
             let (session, process) = (session.clone(), process.clone());
             async move {
                 Ok(match output? {
-                    Output::Chunk {
-                        stream: Stream::Stdout,
+                    Output::Chunk(Chunk {
+                        stream,
                         sequence,
                         data,
-                    } => ExecOutput::Stdout { sequence, data },
-                    Output::Chunk {
-                        stream: Stream::Stderr,
-                        sequence,
-                        data,
-                    } => ExecOutput::Stderr { sequence, data },
+                    }) => match stream {
+                        Stream::Stdout => ExecOutput::Stdout { sequence, data },
+                        Stream::Stderr => ExecOutput::Stderr { sequence, data },
+                    },
                     Output::Dropped(bytes) => ExecOutput::Dropped(bytes),
                     Output::Exit(exit) => {
                         tokio::spawn(async move { session.forget(process.as_str()).await });
@@ -174,9 +174,13 @@ fn follow(
 }
 
 fn exec_exit(exit: &Exit) -> ExecExit {
+    let (exit_code, signal) = match exit.status {
+        ExitStatus::Code(code) => (i32::from(code), None),
+        ExitStatus::Signal(number) => (128 + i32::from(number), Some(i32::from(number))),
+    };
     ExecExit {
-        exit_code: exit.shell_code(),
-        signal: exit.signal(),
+        exit_code,
+        signal,
         timed_out: exit.timed_out,
     }
 }

@@ -1,14 +1,18 @@
 //! Files in machines. Paths are the guest's and resolved there; the host only passes bytes on.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use hutch_contract::file::{FileInfo, FileKind, Written};
 use hutch_contract::page::Page;
 use hutch_guest::session;
-use hutch_runtime::{MachineDir, RingFollower};
+use hutch_runtime::MachineDir;
+use hutch_runtime::ring::{Follower, RingReader};
 
 use crate::access::{self, Access};
+use crate::drive::blocking;
 use crate::exec::ready;
 use crate::{Engine, Error, Principal, machines, prepare};
 
@@ -54,7 +58,7 @@ impl Engine {
         length: Option<u64>,
     ) -> Result<FileBytes, Error> {
         let session = self.files_of(who, Access::Read, reference, path).await?;
-        let (found, bytes) = session.read_file(path, offset, length).await?;
+        let (found, bytes) = session.read_file(path, offset, length.unwrap_or(0)).await?;
         Ok(FileBytes {
             info: info(found),
             bytes: bytes.map_err(Error::from).boxed(),
@@ -77,7 +81,7 @@ impl Engine {
             .await?;
         let open = session::WriteFile {
             path: file.path,
-            mode: file.mode,
+            mode: file.mode.unwrap_or(0),
             owner: file.owner.unwrap_or_default(),
             make_parents: file.make_parents,
             size: file.size,
@@ -189,13 +193,12 @@ impl Engine {
         let machine = self.find_machine(who, reference)?;
         let dir = MachineDir::new(self.shared.machine_dir(&machine.cell.id));
         let path = dir.console();
-        let open = |source| prepare::io_error("read", &path, source);
         if !follow {
-            let pieces = RingFollower::open(&path, from).map_err(open)?;
-            let now = pieces.available().map_err(open)?;
-            return Ok(futures::stream::once(async move { Ok(Bytes::from(now)) }).boxed());
+            let now = blocking("read the console", move || all_output(&path, from)).await?;
+            return Ok(futures::stream::once(async move { Ok(now) }).boxed());
         }
-        let pieces = RingFollower::open(&path, from).map_err(open)?;
+        let pieces = Follower::open(&path, from)
+            .map_err(|source| prepare::io_error("read", &path, source))?;
         let mut records = machine.cell.watch();
         let gone = async move { drop(records.wait_for(Option::is_none).await) };
         let lines = futures::stream::unfold(pieces, move |mut pieces| {
@@ -209,6 +212,15 @@ impl Engine {
             }
         });
         Ok(lines.take_until(Box::pin(gone)).boxed())
+    }
+}
+
+/// What the ring holds from `from` on; nothing when the machine has never been started.
+fn all_output(path: &Path, from: u64) -> Result<Bytes, Error> {
+    match RingReader::open(path).and_then(|ring| ring.read_from(from, usize::MAX)) {
+        Ok(piece) => Ok(Bytes::from(piece.bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Bytes::new()),
+        Err(source) => Err(prepare::io_error("read", path, source)),
     }
 }
 

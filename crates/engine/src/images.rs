@@ -15,7 +15,7 @@ use hutch_contract::name::Name;
 use hutch_contract::operation::Progress;
 use hutch_contract::page::Page;
 use hutch_contract::record::{FORMAT, ImageRecord, Observed, Wanted};
-use hutch_image::{Built, Job, Limits, Purpose};
+use hutch_image::{Bootstrap, Built, Job, Limits, Purpose};
 use hutch_store::{Check, Write};
 use tokio::io::AsyncWriteExt;
 use tracing::{info, warn};
@@ -251,9 +251,7 @@ impl Engine {
                 {
                     return Err(Error::invalid("suite", "is no release, such as `bookworm`"));
                 }
-                let shown = suite
-                    .clone()
-                    .unwrap_or_else(|| hutch_image::default_suite());
+                let shown = suite.clone().unwrap_or_else(|| hutch_image::host_suite());
                 let source = ImageSource::Bootstrap {
                     distribution: "debian".into(),
                     suite: shown,
@@ -526,7 +524,7 @@ fn build(
             path,
         } => {
             let upload = open(path)?;
-            hutch_image::import_ext4(upload, &disk, &limits, &mut progress)?
+            hutch_image::import_ext4(&upload, &disk, &limits, &mut progress)?
         }
         Input::Upload {
             format: ImportFormat::Tar,
@@ -538,7 +536,11 @@ fn build(
             from_tar(shared, spool, &disk, limits, &mut progress)?
         }
         Input::Debian { suite } => {
-            hutch_image::bootstrap(suite.as_deref(), spool, cancel, &mut progress)?;
+            let what = Bootstrap {
+                suite: suite.clone(),
+                ..Bootstrap::default()
+            };
+            hutch_image::bootstrap(&what, spool, cancel, &mut progress)?;
             from_tar(shared, spool, &disk, limits, &mut progress)?
         }
     };

@@ -331,7 +331,7 @@ impl Engine {
         let asked = asked.or(self.shared.config.runtime.as_deref());
         let candidates: Vec<_> = match asked {
             Some(name) => vec![self.shared.runtime(name)?],
-            None => self.shared.runtimes.clone(),
+            None => self.shared.runtimes.iter().cloned().collect(),
         };
         let mut last = None;
         for runtime in candidates {
@@ -349,7 +349,7 @@ impl Engine {
     /// What there is to run machines with.
     pub async fn runtimes(&self) -> Vec<RuntimeInfo> {
         let mut infos = Vec::new();
-        for runtime in &self.shared.runtimes {
+        for runtime in self.shared.runtimes.iter() {
             infos.push(runtime.probe().await);
         }
         infos

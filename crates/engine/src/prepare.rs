@@ -8,6 +8,7 @@ use std::path::Path;
 use hutch_contract::record::MachineRecord;
 use hutch_image::BootSet;
 use hutch_runtime::MachineDir;
+use hutch_runtime::ring::RingReader;
 
 use crate::Error;
 
@@ -88,7 +89,8 @@ pub(crate) fn erase_dir(path: &Path) -> Result<(), Error> {
 
 /// The end of what the guest's console said, on one line.
 pub(crate) fn console_tail(dir: &MachineDir) -> String {
-    let Ok(bytes) = hutch_runtime::console_tail(dir, CONSOLE_TAIL) else {
+    let tail = RingReader::open(&dir.console()).and_then(|ring| ring.tail(0, CONSOLE_TAIL));
+    let Ok(bytes) = tail else {
         return String::new();
     };
     let text = String::from_utf8_lossy(&bytes);

@@ -155,7 +155,7 @@ impl Session {
             reply.map_err(|status| Error::from_status(CALL, status))
         };
         let reply = progress
-            .watch(CALL, Some(deadlines::WRITE_STALL), call)
+            .watch(CALL, Some(deadlines::WRITE_STALL), Box::pin(call))
             .await?;
         let size = reply.into_inner().size;
         if size != progress.sent() {

@@ -199,7 +199,7 @@ impl Session {
             reply.map_err(|status| Error::from_status(CALL, status))
         };
         let accepted = progress
-            .watch(CALL, None, call)
+            .watch(CALL, None, Box::pin(call))
             .await?
             .into_inner()
             .accepted;

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
 use tokio::sync::Notify;
 
@@ -147,7 +148,7 @@ impl Progress {
         &self,
         name: &'static str,
         stall: Option<Duration>,
-        call: impl Future<Output = Result<T>>,
+        call: BoxFuture<'_, Result<T>>,
     ) -> Result<T> {
         tokio::select! {
             biased;
