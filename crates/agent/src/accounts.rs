@@ -107,9 +107,8 @@ fn lookup(spec: &str, passwd: &str, group: &str) -> Result<Account, Status> {
     };
     let number = id(user);
     let mut users = passwd.lines().filter_map(parse_user);
-    let found = users.find(|account| {
-        account.name == user || number == Some(account.identity.uid.as_raw())
-    });
+    let found =
+        users.find(|account| account.name == user || number == Some(account.identity.uid.as_raw()));
     let mut account = match (found, number) {
         (Some(account), _) => account,
         (None, Some(uid)) => Account::nameless(uid),
@@ -123,9 +122,10 @@ fn lookup(spec: &str, passwd: &str, group: &str) -> Result<Account, Status> {
         let gid = gid.ok_or_else(|| Status::not_found(format!("group {wanted} not found")))?;
         account.identity.gid = Gid::from_raw(gid);
     } else {
-        let member_of = group.lines().filter_map(parse_group).filter(|(_, _, members)| {
-            members.split(',').any(|member| member == account.name)
-        });
+        let member_of = group
+            .lines()
+            .filter_map(parse_group)
+            .filter(|(_, _, members)| members.split(',').any(|member| member == account.name));
         account.identity.groups = member_of
             .map(|(_, gid, _)| Gid::from_raw(gid))
             .take(GROUPS)
@@ -154,7 +154,10 @@ mod tests {
         assert_eq!(ids("app"), Some((1000, 1001, vec![10, 44])));
         assert_eq!(ids("1000"), ids("app"));
         let app = lookup("app", PASSWD, GROUP).unwrap();
-        assert_eq!((app.home.as_str(), app.shell.as_str()), ("/home/app", "/bin/zsh"));
+        assert_eq!(
+            (app.home.as_str(), app.shell.as_str()),
+            ("/home/app", "/bin/zsh")
+        );
     }
 
     #[test]
@@ -175,6 +178,9 @@ mod tests {
     #[test]
     fn short_lines_get_defaults() {
         let account = lookup("short", PASSWD, GROUP).unwrap();
-        assert_eq!((account.home.as_str(), account.shell.as_str()), ("/", "/bin/sh"));
+        assert_eq!(
+            (account.home.as_str(), account.shell.as_str()),
+            ("/", "/bin/sh")
+        );
     }
 }

@@ -87,7 +87,9 @@ impl Agent {
         nonce: [u8; NONCE],
         state: Option<std::fs::File>,
     ) -> Self {
-        let cwd = root.as_ref().map_or_else(String::new, |root| root.display().to_string());
+        let cwd = root
+            .as_ref()
+            .map_or_else(String::new, |root| root.display().to_string());
         Self {
             table: Arc::new(table),
             root,
@@ -96,7 +98,10 @@ impl Agent {
                 nonce,
                 file: state,
                 configured: false,
-                defaults: Defaults { cwd, ..Defaults::default() },
+                defaults: Defaults {
+                    cwd,
+                    ..Defaults::default()
+                },
             }),
             changing: tokio::sync::Mutex::new(()),
             quiesced: AtomicBool::new(false),
@@ -119,7 +124,10 @@ impl Agent {
             boot_nonce: Bytes::copy_from_slice(&identity.nonce),
             configured: identity.configured,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+            kernel_release: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
             quiesced: self.quiesced.load(Ordering::Relaxed),
             boot_id: boot_id.unwrap_or_default().trim().to_owned(),
         }
@@ -152,9 +160,10 @@ impl Agent {
         check_environment(&request.environment)?;
         let nonce = match request.boot_nonce.len() {
             0 => None,
-            _ => Some(<[u8; NONCE]>::try_from(&request.boot_nonce[..]).map_err(|_| {
-                Status::invalid_argument("boot_nonce must have 16 bytes")
-            })?),
+            _ => Some(
+                <[u8; NONCE]>::try_from(&request.boot_nonce[..])
+                    .map_err(|_| Status::invalid_argument("boot_nonce must have 16 bytes"))?,
+            ),
         };
         let _changing = self.changing.lock().await;
         // Identity goes into files: the file systems thaw before it, the processes after it.
@@ -177,7 +186,10 @@ impl Agent {
             let mut identity = lock(&self.identity);
             if let Some(nonce) = nonce {
                 identity.nonce = nonce;
-                let kept = identity.file.as_ref().map(|file| file.write_all_at(&nonce, 0));
+                let kept = identity
+                    .file
+                    .as_ref()
+                    .map(|file| file.write_all_at(&nonce, 0));
                 if let Some(Err(error)) = kept {
                     say(&format!("keep the boot nonce: {error}"));
                 }
@@ -196,7 +208,8 @@ impl Agent {
     pub async fn quiesce(self: &Arc<Self>) -> Result<(), Status> {
         let _changing = self.changing.lock().await;
         if !self.quiesced.load(Ordering::Relaxed) {
-            self.table.close(Some("the machine is frozen for a snapshot"));
+            self.table
+                .close(Some("the machine is frozen for a snapshot"));
             if let Err(failure) = self.freeze().await {
                 let _ = self.thaw_processes();
                 return Err(failure);
@@ -207,7 +220,11 @@ impl Agent {
         let timer = tokio::spawn(async move {
             tokio::time::sleep(THAW).await;
             if let Err(failure) = agent.thaw().await {
-                say(&format!("thaw after {} s: {}", THAW.as_secs(), failure.message()));
+                say(&format!(
+                    "thaw after {} s: {}",
+                    THAW.as_secs(),
+                    failure.message()
+                ));
             }
         });
         self.stop_timer(Some(timer.abort_handle()));
@@ -234,10 +251,14 @@ impl Agent {
             }
             frozen.map_err(|error| status::of_io("freeze the root file system", &error))
         });
-        tokio::time::timeout(FREEZE, freezing).await.unwrap_or_else(|_| {
-            abandoned.store(true, Ordering::SeqCst);
-            Err(Status::deadline_exceeded("the root file system does not come to rest"))
-        })
+        tokio::time::timeout(FREEZE, freezing)
+            .await
+            .unwrap_or_else(|_| {
+                abandoned.store(true, Ordering::SeqCst);
+                Err(Status::deadline_exceeded(
+                    "the root file system does not come to rest",
+                ))
+            })
     }
 
     /// Ends a Quiesce; without one, nothing happens.
@@ -284,7 +305,10 @@ impl Agent {
 
     /// Begins the end; the first wish counts.
     pub fn end(&self, reboot: bool, grace: Duration) {
-        let ending = Ending { reboot, grace: grace.min(GRACE_MAX) };
+        let ending = Ending {
+            reboot,
+            grace: grace.min(GRACE_MAX),
+        };
         self.ending.send_if_modified(|wish| {
             let first = wish.is_none();
             wish.get_or_insert(ending);
@@ -299,7 +323,10 @@ impl Agent {
             Ok(wish) => *wish,
             Err(_) => None,
         };
-        let wish = wish.unwrap_or(Ending { reboot: false, grace: Duration::ZERO });
+        let wish = wish.unwrap_or(Ending {
+            reboot: false,
+            grace: Duration::ZERO,
+        });
         // Frozen processes cannot end, nor can anything be written.
         if let Err(failure) = self.thaw().await {
             say(&format!("thaw before the end: {}", failure.message()));
@@ -313,15 +340,39 @@ impl Agent {
 
 /// Applies what only a guest can, each field for itself, entropy first: everything after it may use random numbers.
 fn apply(system: Option<&dyn System>, request: &pb::ConfigureRequest) -> Vec<pb::Unapplied> {
-    type Step<'a> = (&'static str, bool, Box<dyn Fn(&dyn System) -> io::Result<()> + 'a>);
+    type Step<'a> = (
+        &'static str,
+        bool,
+        Box<dyn Fn(&dyn System) -> io::Result<()> + 'a>,
+    );
     let hostname = request.hostname.as_deref().unwrap_or_default();
     let steps: [Step<'_>; 7] = [
-        ("entropy", !request.entropy.is_empty(), Box::new(|s| s.add_entropy(&request.entropy))),
-        ("clock", request.clock_unix_ms != 0, Box::new(|s| s.set_clock(request.clock_unix_ms))),
+        (
+            "entropy",
+            !request.entropy.is_empty(),
+            Box::new(|s| s.add_entropy(&request.entropy)),
+        ),
+        (
+            "clock",
+            request.clock_unix_ms != 0,
+            Box::new(|s| s.set_clock(request.clock_unix_ms)),
+        ),
         ("grow_root", request.grow_root, Box::new(|s| s.grow_root())),
-        ("hostname", request.hostname.is_some(), Box::new(|s| s.set_hostname(hostname))),
-        ("addresses", !request.addresses.is_empty(), Box::new(|s| s.set_addresses(&request.addresses))),
-        ("dns", !request.dns_servers.is_empty(), Box::new(|s| s.set_dns(&request.dns_servers, &request.dns_search))),
+        (
+            "hostname",
+            request.hostname.is_some(),
+            Box::new(|s| s.set_hostname(hostname)),
+        ),
+        (
+            "addresses",
+            !request.addresses.is_empty(),
+            Box::new(|s| s.set_addresses(&request.addresses)),
+        ),
+        (
+            "dns",
+            !request.dns_servers.is_empty(),
+            Box::new(|s| s.set_dns(&request.dns_servers, &request.dns_search)),
+        ),
         (
             "ssh_authorized_keys",
             !request.ssh_authorized_keys.is_empty(),

@@ -73,7 +73,9 @@ impl Connection {
         if agent.is_configured() {
             return Ok(agent);
         }
-        Err(Status::failed_precondition("not configured: call Configure first"))
+        Err(Status::failed_precondition(
+            "not configured: call Configure first",
+        ))
     }
 
     fn process(&self, id: &str) -> Result<Arc<Process>, Status> {
@@ -143,7 +145,10 @@ impl pb::agent_server::Agent for Connection {
 
     async fn start(&self, request: Request<pb::StartRequest>) -> Reply<pb::StartReply> {
         let agent = self.configured()?;
-        let started = agent.table.start(request.into_inner(), agent.defaults()).await;
+        let started = agent
+            .table
+            .start(request.into_inner(), agent.defaults())
+            .await;
         answer(started.map(|process| pb::StartReply {
             pid: process.pid.as_raw_nonzero().get().unsigned_abs(),
         }))
@@ -153,9 +158,8 @@ impl pb::agent_server::Agent for Connection {
         let request = request.into_inner();
         let process = self.process(&request.process_id)?;
         let reader = Reader::attach(process.output.clone(), request.from, !request.no_follow);
-        let reader = reader.map_err(|end| {
-            Status::out_of_range(format!("only {end} bytes have been written"))
-        })?;
+        let reader = reader
+            .map_err(|end| Status::out_of_range(format!("only {end} bytes have been written")))?;
         let events = stream::unfold(reader, |mut reader| async {
             let event = reader.next(limits::CHUNK).await?;
             Some((Ok(output_event(event)), reader))
@@ -196,7 +200,9 @@ impl pb::agent_server::Agent for Connection {
     async fn resize(&self, request: Request<pb::ResizeRequest>) -> Reply<pb::ResizeReply> {
         let request = request.into_inner();
         let process = self.process(&request.process_id)?;
-        let size = request.size.ok_or_else(|| Status::invalid_argument("no size is given"))?;
+        let size = request
+            .size
+            .ok_or_else(|| Status::invalid_argument("no size is given"))?;
         answer(process.resize(size).map(|()| pb::ResizeReply {}))
     }
 
@@ -214,7 +220,10 @@ impl pb::agent_server::Agent for Connection {
         answer(forgotten.map(|()| pb::ForgetReply {}))
     }
 
-    async fn read_file(&self, request: Request<pb::ReadFileRequest>) -> Reply<Self::ReadFileStream> {
+    async fn read_file(
+        &self,
+        request: Request<pb::ReadFileRequest>,
+    ) -> Reply<Self::ReadFileStream> {
         let request = request.into_inner();
         let path = self.path(&request.path)?;
         let open = move || files::read::Reading::open(path, request.offset, request.length);
@@ -329,10 +338,7 @@ async fn feed(
 }
 
 /// Writes as much as the process takes; fewer bytes than given mean that it has closed its end.
-async fn write_all(
-    pipe: &AsyncFd<std::os::fd::OwnedFd>,
-    data: &Bytes,
-) -> Result<u64, Status> {
+async fn write_all(pipe: &AsyncFd<std::os::fd::OwnedFd>, data: &Bytes) -> Result<u64, Status> {
     let mut written = 0;
     while written < data.len() {
         let ready = pipe.writable().await;

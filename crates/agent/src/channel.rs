@@ -10,8 +10,7 @@ use std::sync::Arc;
 
 use hutch_guest::link;
 use rustix::process::geteuid;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 
@@ -31,7 +30,10 @@ const CONNECTIONS: usize = 16;
 /// # Errors
 /// The channel cannot be opened.
 pub async fn serve(channel: Channel, agent: Arc<Agent>) -> Result<Infallible> {
-    let door = Door { agent, places: Arc::new(Semaphore::new(CONNECTIONS)) };
+    let door = Door {
+        agent,
+        places: Arc::new(Semaphore::new(CONNECTIONS)),
+    };
     match channel {
         Channel::VirtioSerial(name) => loop {
             let port = device::virtio_port(&name).await?;
@@ -48,8 +50,11 @@ pub async fn serve(channel: Channel, agent: Arc<Agent>) -> Result<Infallible> {
         Channel::Inherited(fd) => {
             let listener = sys::vsock::inherit(fd).what("take over the descriptor of --fd")?;
             let listener = std::os::unix::net::UnixListener::from(listener);
-            listener.set_nonblocking(true).what("use the descriptor of --fd")?;
-            door.unix(UnixListener::from_std(listener).what("use the descriptor of --fd")?).await
+            listener
+                .set_nonblocking(true)
+                .what("use the descriptor of --fd")?;
+            door.unix(UnixListener::from_std(listener).what("use the descriptor of --fd")?)
+                .await
         }
         Channel::Vsock(port) => door.vsock(port).await,
     }
@@ -111,10 +116,11 @@ impl Door {
 
     async fn vsock(&self, port: u32) -> Result<Infallible> {
         let listener = sys::vsock::listen(port).what("listen on vsock")?;
-        let listener = AsyncFd::register(listener).what("listen on vsock")?;
+        let listener = sys::poll::watch(listener, Interest::READABLE).what("listen on vsock")?;
         loop {
             let mut ready = listener.readable().await.what("accept a connection")?;
-            let accepted = ready.try_io(|fd| sys::vsock::accept(std::os::fd::AsFd::as_fd(fd.get_ref())));
+            let accepted =
+                ready.try_io(|fd| sys::vsock::accept(std::os::fd::AsFd::as_fd(fd.get_ref())));
             match accepted {
                 Ok(Ok((stream, CID_HOST))) => {
                     if let Ok(stream) = socket::Socket::new(stream) {

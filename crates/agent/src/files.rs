@@ -38,7 +38,9 @@ pub fn path(base: &Path, path: &str) -> Result<PathBuf, Status> {
     }
     let path = base.join(path);
     if path.as_os_str().len() >= 4096 {
-        return Err(Status::invalid_argument("the path has more than 4095 bytes"));
+        return Err(Status::invalid_argument(
+            "the path has more than 4095 bytes",
+        ));
     }
     Ok(path)
 }
@@ -64,7 +66,11 @@ pub async fn blocking<T: Send + 'static>(
 /// # Errors
 /// The kernel's.
 pub fn stat(path: &Path, follow: bool) -> Result<pb::FileInfo, Status> {
-    let flags = if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
+    let flags = if follow {
+        AtFlags::empty()
+    } else {
+        AtFlags::SYMLINK_NOFOLLOW
+    };
     let stat = rustix::fs::statat(CWD, path, flags).map_err(failed("stat", path))?;
     let target = match kind(&stat) {
         pb::file_info::Kind::Symlink => rustix::fs::readlink(path, Vec::new()).ok(),
@@ -115,8 +121,8 @@ pub fn list(path: &Path, after: &[u8], limit: u32) -> Result<pb::ListDirReply, S
     for entry in Dir::read_from(&dir).map_err(&failed)? {
         let entry = entry.map_err(&failed)?;
         let name = entry.file_name().to_bytes();
-        let in_page = names.len() < limit as usize
-            || names.last().is_some_and(|last| name < last.as_slice());
+        let in_page =
+            names.len() < limit as usize || names.last().is_some_and(|last| name < last.as_slice());
         if is_dots(entry.file_name()) || name <= after {
             continue;
         }

@@ -46,7 +46,11 @@ fn main() -> ExitCode {
     let ended = match command {
         Command::Version => {
             use std::io::Write;
-            let _ = writeln!(std::io::stdout(), "hutch-agent {}", env!("CARGO_PKG_VERSION"));
+            let _ = writeln!(
+                std::io::stdout(),
+                "hutch-agent {}",
+                env!("CARGO_PKG_VERSION")
+            );
             return ExitCode::SUCCESS;
         }
         Command::Serve(serve) => role::serve(serve),

@@ -145,7 +145,8 @@ pub struct Serve {
 }
 
 /// Printed with usage errors.
-pub const USAGE: &str = "usage: hutch-agent serve (--unix PATH | --fd N) [--root DIR] [--cgroup DIR] [--pid-file PATH]
+pub const USAGE: &str =
+    "usage: hutch-agent serve (--unix PATH | --fd N) [--root DIR] [--cgroup DIR] [--pid-file PATH]
        hutch-agent --version";
 
 impl Command {
@@ -173,7 +174,9 @@ impl Command {
     fn serve(mut args: impl Iterator<Item = OsString>) -> Result<Self> {
         let (mut channel, mut root, mut cgroup, mut pid_file) = (None, None, None, None);
         while let Some(flag) = args.next() {
-            let value = args.next().ok_or(Error::Usage("an option lacks its value"))?;
+            let value = args
+                .next()
+                .ok_or(Error::Usage("an option lacks its value"))?;
             match flag.to_str() {
                 Some("--unix") => channel = Some(Channel::Unix(value.into())),
                 Some("--fd") => {
@@ -244,7 +247,12 @@ mod tests {
 
     #[test]
     fn channels_print_as_they_parse() {
-        for text in ["virtio-serial:a.b", "vsock:7", "unix:/run/x", "uart:/dev/ttyS1"] {
+        for text in [
+            "virtio-serial:a.b",
+            "vsock:7",
+            "unix:/run/x",
+            "uart:/dev/ttyS1",
+        ] {
             assert_eq!(text.parse::<Channel>().unwrap().to_string(), text);
         }
     }

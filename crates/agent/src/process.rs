@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hutch_guest::pb;
 use rustix::process::{Pid, WaitOptions, WaitStatus};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tonic::Status;
@@ -25,6 +26,7 @@ use self::pump::Source;
 use self::ring::Stream;
 use crate::status;
 use crate::sys::exec::{self, REPORT};
+use crate::sys::poll;
 
 const SIGKILL: i32 = 9;
 /// Rows of the table.
@@ -135,7 +137,9 @@ impl Table {
         defaults: Defaults,
     ) -> Result<Arc<Process>, Status> {
         if request.process_id.is_empty() || request.process_id.len() > ID {
-            return Err(Status::invalid_argument("process_id must have 1 to 128 bytes"));
+            return Err(Status::invalid_argument(
+                "process_id must have 1 to 128 bytes",
+            ));
         }
         launch::check_environment(&request.environment)?;
         if let Some(process) = self.admit(&request.process_id)? {
@@ -155,7 +159,9 @@ impl Table {
             }
             (request, defaults, launch)
         });
-        let prepared = prepared.await.map_err(|_| Status::cancelled("the agent ends"))?;
+        let prepared = prepared
+            .await
+            .map_err(|_| Status::cancelled("the agent ends"))?;
         let (request, defaults, launch) = prepared;
         let launch = launch?;
         match self.fork(request, defaults, launch)? {
@@ -197,14 +203,27 @@ impl Table {
             launch.group.remove_if_empty();
             return Ok(Forked::Known(known));
         }
-        let Launch { exec, ends, report, group } = launch;
+        let Launch {
+            exec,
+            ends,
+            report,
+            group,
+        } = launch;
         let failed = |error: std::io::Error| status::of_io("start a process", &error);
-        let Ends { input, output, error, slave } = ends;
+        let Ends {
+            input,
+            output,
+            error,
+            slave,
+        } = ends;
         let terminal = slave.is_some();
         let output = Arc::new(Source::new(output, terminal).map_err(failed)?);
         let error = error.map(|fd| Source::new(fd, false).map(Arc::new));
         let error = error.transpose().map_err(failed)?;
-        let input = input.map(AsyncFd::register).transpose().map_err(failed)?;
+        let input = input
+            .map(|fd| poll::watch(fd, Interest::WRITABLE))
+            .transpose()
+            .map_err(failed)?;
         let report = tokio::net::unix::pipe::Receiver::from_owned_fd(report).map_err(failed)?;
         let pid = exec::spawn(&exec).map_err(failed)?;
         // The child's ends must not stay open here.
@@ -233,7 +252,9 @@ impl Table {
             let mut inner = self.lock();
             inner.rows.insert(process.id.clone(), process.clone());
             inner.order.push(process.id.clone());
-            inner.by_pid.insert(pid.as_raw_nonzero().get(), process.clone());
+            inner
+                .by_pid
+                .insert(pid.as_raw_nonzero().get(), process.clone());
         }
         let sources = [(Stream::Stdout, Some(output)), (Stream::Stderr, error)];
         for (stream, source) in sources {
@@ -268,7 +289,9 @@ impl Table {
     fn shrink(&self) {
         let inner = self.lock();
         for id in &inner.order {
-            let Some(row) = inner.rows.get(id) else { continue };
+            let Some(row) = inner.rows.get(id) else {
+                continue;
+            };
             if row.output.exit().is_some() && !row.output.has_readers() {
                 row.output.clear();
                 if !self.budget.is_exceeded() {
@@ -289,7 +312,11 @@ impl Table {
         process.group.remove().await;
         let mut inner = self.lock();
         // Another row may have taken the name meanwhile.
-        if inner.rows.get(id).is_some_and(|row| Arc::ptr_eq(row, &process)) {
+        if inner
+            .rows
+            .get(id)
+            .is_some_and(|row| Arc::ptr_eq(row, &process))
+        {
             inner.remove(id);
         }
         Ok(())
@@ -363,7 +390,10 @@ impl Watcher {
             ms => Duration::from_millis(ms),
         };
         let process = self.process;
-        if tokio::time::timeout(timeout, process.output.wait()).await.is_err() {
+        if tokio::time::timeout(timeout, process.output.wait())
+            .await
+            .is_err()
+        {
             process.live().timed_out = true;
             process.signal_all(SIGKILL);
         }
@@ -484,6 +514,8 @@ fn shorten(argv: &[String]) -> Vec<String> {
 }
 
 fn unix_ms() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }

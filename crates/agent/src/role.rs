@@ -46,6 +46,9 @@ pub fn guest(channel: Channel) -> Result<Ending> {
         }
     };
     let system: Arc<dyn System> = Arc::new(Guest::new().path("open", "/")?);
+    // An agent that died between Quiesce and its end has left everything frozen.
+    let _ = system.thaw_root();
+    let _ = groups.thaw();
     let surroundings = surroundings(false);
     run(channel, || {
         Agent::new(
@@ -77,7 +80,10 @@ pub fn serve(serve: Serve) -> Result<Ending> {
     // Orphans come to us instead of leaving for the host's init, so that they can be found at the end.
     let own = rustix::process::getpid();
     rustix::process::set_child_subreaper(Some(own)).what("adopt orphans")?;
-    let root = serve.root.map(|root| root.canonicalize().path("use", root)).transpose()?;
+    let root = serve
+        .root
+        .map(|root| root.canonicalize().path("use", root))
+        .transpose()?;
     let mut nonce = [0; NONCE];
     rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())
         .what("draw a nonce")?;
@@ -95,9 +101,15 @@ pub fn serve(serve: Serve) -> Result<Ending> {
 /// Raises our own limit of open files: each process has up to five.
 fn surroundings(die_with_agent: bool) -> Surroundings {
     let open_files = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: open_files.maximum, ..open_files };
+    let raised = Rlimit {
+        current: open_files.maximum,
+        ..open_files
+    };
     let _ = rustix::process::setrlimit(Resource::Nofile, raised);
-    Surroundings { open_files, die_with_agent }
+    Surroundings {
+        open_files,
+        die_with_agent,
+    }
 }
 
 fn ring_bytes() -> usize {

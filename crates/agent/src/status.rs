@@ -34,7 +34,12 @@ fn code(error: &io::Error) -> Code {
             Code::InvalidArgument
         }
         Some(
-            Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::MFILE | Errno::NFILE | Errno::NOMEM
+            Errno::NOSPC
+            | Errno::DQUOT
+            | Errno::FBIG
+            | Errno::MFILE
+            | Errno::NFILE
+            | Errno::NOMEM
             | Errno::AGAIN,
         ) => Code::ResourceExhausted,
         Some(_) => Code::Internal,
@@ -55,7 +60,10 @@ mod tests {
     #[test]
     fn the_kernels_words_without_its_numbers() {
         let error = io::Error::from_raw_os_error(2);
-        assert_eq!(of_io("open /x", &error).message(), "open /x: no such file or directory");
+        assert_eq!(
+            of_io("open /x", &error).message(),
+            "open /x: no such file or directory"
+        );
         assert_eq!(of_io("x", &error).code(), Code::NotFound);
         let full = io::Error::from_raw_os_error(28);
         assert_eq!(of_io("x", &full).code(), Code::ResourceExhausted);

@@ -3,5 +3,6 @@
 
 pub mod exec;
 pub mod fs;
+pub mod poll;
 pub mod signal;
 pub mod vsock;

@@ -1,7 +1,7 @@
 //! News from the kernel about devices: a wake-up to look again, nothing more. The messages are not parsed.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -28,36 +28,30 @@ impl Uevents {
         Ok(Self(fd))
     }
 
-    /// Takes all news that have come. Lost ones (`ENOBUFS`) are news as well.
-    pub fn drain(&self) {
-        let mut ignored = [0; 4096];
-        loop {
-            match rustix::net::recv(&self.0, &mut ignored, RecvFlags::DONTWAIT) {
-                Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => {}
-                Err(_) => return,
-            }
-        }
-    }
-
     /// Waits for news; false when `deadline` came first.
     pub fn wait(&self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).unwrap_or_default();
         let mut poll = [PollFd::new(&self.0, PollFlags::IN)];
         let came = rustix::event::poll(&mut poll, Some(&left)) != Ok(0);
-        self.drain();
+        drain(&self.0);
         came
     }
 }
 
-impl AsFd for Uevents {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+impl From<Uevents> for OwnedFd {
+    fn from(events: Uevents) -> Self {
+        events.0
     }
 }
 
-impl std::os::fd::AsRawFd for Uevents {
-    fn as_raw_fd(&self) -> i32 {
-        self.0.as_raw_fd()
+/// Takes all news that have come. Lost ones (`ENOBUFS`) are news as well.
+pub fn drain(events: &OwnedFd) {
+    let mut ignored = [0; 4096];
+    loop {
+        match rustix::net::recv(events, &mut ignored, RecvFlags::DONTWAIT) {
+            Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => {}
+            Err(_) => return,
+        }
     }
 }

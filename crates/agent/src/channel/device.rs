@@ -24,7 +24,8 @@ use tokio::task::AbortHandle;
 
 use super::socket::Socket;
 use crate::error::{Context as _, Result};
-use crate::uevent::Uevents;
+use crate::sys::poll;
+use crate::uevent::{self, Uevents};
 
 /// Opens the virtio-serial port of that name, once there is one.
 ///
@@ -66,13 +67,13 @@ fn find_port(name: &str) -> Option<PathBuf> {
 
 async fn appear(look: impl Fn() -> Option<PathBuf>) -> Result<PathBuf> {
     let news = Uevents::open().what("listen for devices")?;
-    let news = AsyncFd::register_with_interest(news, Interest::READABLE).what("listen for devices")?;
+    let news = poll::watch(news, Interest::READABLE).what("listen for devices")?;
     loop {
         if let Some(found) = look() {
             return Ok(found);
         }
         let mut ready = news.readable().await.what("listen for devices")?;
-        news.get_ref().drain();
+        uevent::drain(news.get_ref());
         ready.clear_ready();
     }
 }
@@ -89,10 +90,14 @@ impl Port {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
         epoll::add(&set, &fd, epoll::EventData::new_u64(0), edges)?;
-        let set = AsyncFd::register_with_interest(set, Interest::READABLE)?;
+        let set = poll::watch(set, Interest::READABLE)?;
         let wakers = Arc::new([AtomicWaker::new(), AtomicWaker::new()]);
         let watcher = tokio::spawn(watch(set, wakers.clone())).abort_handle();
-        Ok(Self { fd, wakers, watcher })
+        Ok(Self {
+            fd,
+            wakers,
+            watcher,
+        })
     }
 }
 

@@ -6,7 +6,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+
+use crate::sys::poll;
 
 /// The stream.
 pub struct Socket(AsyncFd<OwnedFd>);
@@ -17,7 +19,10 @@ impl Socket {
     /// # Errors
     /// It cannot be polled.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self(AsyncFd::register(fd)?))
+        Ok(Self(poll::watch(
+            fd,
+            Interest::READABLE | Interest::WRITABLE,
+        )?))
     }
 }
 

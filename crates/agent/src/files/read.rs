@@ -41,7 +41,8 @@ impl Reading {
         }
         let mut file = File::from(fd);
         if offset > 0 {
-            file.seek(SeekFrom::Start(offset)).map_err(failed("seek in", &path))?;
+            file.seek(SeekFrom::Start(offset))
+                .map_err(failed("seek in", &path))?;
         }
         let name = path.file_name().map(std::os::unix::ffi::OsStrExt::as_bytes);
         let info = info(name.unwrap_or_default(), &stat, None);

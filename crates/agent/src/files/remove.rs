@@ -29,7 +29,9 @@ pub fn remove(path: &Path, recursive: bool) -> Result<(), Status> {
     if path.canonicalize().is_ok_and(|path| path == Path::new("/")) && !path.is_symlink() {
         return Err(refuse());
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
     let failed = failed("remove", path);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let parent = openat(CWD, parent.unwrap_or(Path::new(".")), flags, Mode::empty());

@@ -107,7 +107,9 @@ impl Writing {
     }
 
     fn append(mut self, data: &[u8]) -> Result<Self, Status> {
-        self.file.write_all(data).map_err(failed("write", &self.path))?;
+        self.file
+            .write_all(data)
+            .map_err(failed("write", &self.path))?;
         self.written += data.len() as u64;
         Ok(self)
     }

@@ -8,15 +8,14 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::process::Pid;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
+use crate::sys::poll;
 use crate::sys::signal::kill;
 
 const SIGKILL: i32 = 9;
@@ -59,7 +58,9 @@ impl Groups {
             _ => {}
         }
         // Only a cgroup v2 directory has it, since Linux 5.14.
-        OpenOptions::new().write(true).open(dir.join("cgroup.kill"))?;
+        OpenOptions::new()
+            .write(true)
+            .open(dir.join("cgroup.kill"))?;
         let used = fs::read_dir(&dir)?.flatten();
         let used = used.filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok());
         let next = AtomicU64::new(used.max().map_or(1, |last| last.saturating_add(1)));
@@ -139,7 +140,9 @@ impl Group {
         match self {
             Self::Walk => Ok(None),
             Self::Cgroup(dir) => {
-                let file = OpenOptions::new().write(true).open(dir.join("cgroup.procs"))?;
+                let file = OpenOptions::new()
+                    .write(true)
+                    .open(dir.join("cgroup.procs"))?;
                 Ok(Some(file.into()))
             }
         }
@@ -212,11 +215,11 @@ fn signal_cgroup(dir: &Path, signal: i32) {
 /// Waits until `cgroup.events` has the line `wanted`; the kernel notifies its readers of changes.
 async fn wait_for(dir: &Path, wanted: &str) -> io::Result<()> {
     let events = File::open(dir.join("cgroup.events"))?;
-    let events = AsyncFd::register_with_interest(events, Interest::PRIORITY)?;
+    let events = poll::watch(events, Interest::PRIORITY)?;
     let waiting = async {
         loop {
             let mut text = [0; 256];
-            let length = events.get_ref().read_at(&mut text, 0)?;
+            let length = rustix::io::pread(events.get_ref(), &mut text, 0)?;
             let text = String::from_utf8_lossy(&text[..length]);
             if text.lines().any(|line| line == wanted) {
                 return Ok(());
@@ -225,7 +228,9 @@ async fn wait_for(dir: &Path, wanted: &str) -> io::Result<()> {
         }
     };
     let late = || Err(io::ErrorKind::TimedOut.into());
-    tokio::time::timeout(SETTLE, waiting).await.unwrap_or_else(|_| late())
+    tokio::time::timeout(SETTLE, waiting)
+        .await
+        .unwrap_or_else(|_| late())
 }
 
 /// One look at all processes: pid, parent, session.
@@ -235,16 +240,19 @@ impl Tree {
     fn read() -> Self {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        Self(pids.filter_map(|pid: u32| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // The name in parentheses may contain anything, a closing one too.
-            let (_, rest) = stat.rsplit_once(')')?;
-            let mut fields = rest.split_ascii_whitespace();
-            let state = fields.next()?;
-            let parent = fields.next()?.parse().ok()?;
-            let session = fields.nth(1)?.parse().ok()?;
-            (state != "Z").then_some((pid, parent, session))
-        }).collect())
+        Self(
+            pids.filter_map(|pid: u32| {
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+                // The name in parentheses may contain anything, a closing one too.
+                let (_, rest) = stat.rsplit_once(')')?;
+                let mut fields = rest.split_ascii_whitespace();
+                let state = fields.next()?;
+                let parent = fields.next()?.parse().ok()?;
+                let session = fields.nth(1)?.parse().ok()?;
+                (state != "Z").then_some((pid, parent, session))
+            })
+            .collect(),
+        )
     }
 
     fn grow(&self, mut found: BTreeSet<u32>) -> BTreeSet<u32> {

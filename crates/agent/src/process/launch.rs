@@ -77,7 +77,9 @@ pub fn prepare(
     group: Group,
     surroundings: Surroundings,
 ) -> Result<Launch, Status> {
-    let user = [&request.user, &defaults.user].into_iter().find(|user| !user.is_empty());
+    let user = [&request.user, &defaults.user]
+        .into_iter()
+        .find(|user| !user.is_empty());
     let account = match user {
         Some(user) => accounts::find(user)?,
         None => accounts::of_uid(geteuid()),
@@ -88,11 +90,19 @@ pub fn prepare(
     let argv = c_strings("argument", request.argv.iter().cloned())?;
     let envp = c_strings(
         "environment variable",
-        environment.iter().map(|(name, value)| format!("{name}={value}")),
+        environment
+            .iter()
+            .map(|(name, value)| format!("{name}={value}")),
     )?;
-    let size = argv.iter().chain(&envp).map(|s| s.as_bytes().len() + 9).sum::<usize>();
+    let size = argv
+        .iter()
+        .chain(&envp)
+        .map(|s| s.as_bytes().len() + 9)
+        .sum::<usize>();
     if size > STRINGS {
-        return Err(Status::invalid_argument("arguments and environment are larger than 1 MiB"));
+        return Err(Status::invalid_argument(
+            "arguments and environment are larger than 1 MiB",
+        ));
     }
     let identity = (user.is_some() || geteuid().is_root()).then_some(account.identity);
     let unchanged = |id: &crate::sys::exec::Identity| {
@@ -115,23 +125,37 @@ pub fn prepare(
         terminal: request.pty.is_some(),
         stdio,
         identity,
-        cgroup: group.entrance().map_err(failed("enter the control group"))?,
+        cgroup: group
+            .entrance()
+            .map_err(failed("enter the control group"))?,
         open_files: surroundings.open_files,
         die_with_agent: surroundings.die_with_agent,
         report: report_in,
     };
-    Ok(Launch { exec, ends, report, group })
+    Ok(Launch {
+        exec,
+        ends,
+        report,
+        group,
+    })
 }
 
 /// What went wrong in the child, as an answer to Start.
-pub fn explain(request: &pb::StartRequest, defaults: &Defaults, step: Step, error: &io::Error) -> Status {
+pub fn explain(
+    request: &pb::StartRequest,
+    defaults: &Defaults,
+    step: Step,
+    error: &io::Error,
+) -> Status {
     let program = request.argv.first().map_or("", String::as_str);
     match step {
         Step::Cgroup => crate::status::of_io("enter the control group", error),
         Step::Streams => crate::status::of_io("set up standard streams", error),
         Step::User => crate::status::of_io("become the user", error),
         Step::Cwd => {
-            let cwd = [&request.cwd, &defaults.cwd].into_iter().find(|cwd| !cwd.is_empty());
+            let cwd = [&request.cwd, &defaults.cwd]
+                .into_iter()
+                .find(|cwd| !cwd.is_empty());
             let cwd = cwd.map_or("the home directory", String::as_str);
             let text = format!("working directory {cwd}: {}", crate::status::text(error));
             Status::failed_precondition(text)
@@ -184,8 +208,11 @@ fn candidates(argv: &[String], path: Option<&String>) -> Result<Vec<CString>, St
         return Ok(vec![c_string("program", program.clone())?]);
     }
     let path = path.map_or(PATH, String::as_str);
-    let dirs = path.split(':').map(|dir| if dir.is_empty() { "." } else { dir });
-    dirs.map(|dir| c_string("program", format!("{dir}/{program}"))).collect()
+    let dirs = path
+        .split(':')
+        .map(|dir| if dir.is_empty() { "." } else { dir });
+    dirs.map(|dir| c_string("program", format!("{dir}/{program}")))
+        .collect()
 }
 
 fn c_strings(what: &str, strings: impl Iterator<Item = String>) -> Result<Vec<CString>, Status> {

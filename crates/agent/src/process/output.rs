@@ -173,7 +173,9 @@ impl Output {
         let mut state = self.lock();
         let before = state.ring.cost();
         let result = change(&mut state, tight);
-        self.budget.used.fetch_add(state.ring.cost(), Ordering::Relaxed);
+        self.budget
+            .used
+            .fetch_add(state.ring.cost(), Ordering::Relaxed);
         self.budget.used.fetch_sub(before, Ordering::Relaxed);
         result
     }
@@ -267,15 +269,17 @@ impl State {
         if room >= wanted.min(LEAST) {
             return Room::Bytes(room);
         }
-        Room::After((!attended).then(|| {
-            *self.patience.get_or_insert_with(|| Instant::now() + GRACE)
-        }))
+        Room::After(
+            (!attended).then(|| *self.patience.get_or_insert_with(|| Instant::now() + GRACE)),
+        )
     }
 
     /// Stops waiting for a reader, unless one came in time.
     fn give_up(&mut self) {
         self.nobody_cares = self.readers.is_empty()
-            && self.patience.is_some_and(|deadline| deadline <= Instant::now());
+            && self
+                .patience
+                .is_some_and(|deadline| deadline <= Instant::now());
     }
 
     fn hold(&mut self) {
@@ -357,14 +361,18 @@ impl Reader {
             let state = self.output.lock();
             (state.ring.start(), state.ring.end(), state.exit)
         };
-        let last = self.stop.or(exit.map(|exit| exit.output_end.max(self.seen)));
+        let last = self
+            .stop
+            .or(exit.map(|exit| exit.output_end.max(self.seen)));
         if last.is_some_and(|last| self.position >= last) {
             self.done = true;
             let complete = exit.filter(|exit| self.position >= exit.output_end);
-            return complete.map(|exit| Event::Exit(Exit {
-                output_end: self.position,
-                ..exit
-            }));
+            return complete.map(|exit| {
+                Event::Exit(Exit {
+                    output_end: self.position,
+                    ..exit
+                })
+            });
         }
         if self.position < start {
             let dropped = start - self.position;

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::output::Output;
 use super::ring::Stream;
+use crate::sys::poll;
 
 /// Bytes of one read.
 const READ: usize = 32 * 1024;
@@ -28,7 +30,7 @@ impl Source {
     /// # Errors
     /// It cannot be polled.
     pub fn new(fd: OwnedFd, terminal: bool) -> io::Result<Self> {
-        let fd = Arc::new(AsyncFd::register(fd)?);
+        let fd = Arc::new(poll::watch(fd, Interest::READABLE)?);
         Ok(Self { fd, terminal })
     }
 

@@ -175,9 +175,8 @@ fn become_program(exec: &Exec) -> Result<Never, (Step, Errno)> {
     }
     if exec.die_with_agent {
         // After the change of user, which clears it.
-        let _ = rustix::process::set_parent_process_death_signal(Some(
-            rustix::process::Signal::KILL,
-        ));
+        let _ =
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     }
     rustix::process::chdir(exec.cwd.as_c_str()).map_err(at(Step::Cwd))?;
     default_signals();
@@ -236,4 +235,3 @@ fn execve(path: &CStr, exec: &Exec) -> Errno {
     }
     Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
-

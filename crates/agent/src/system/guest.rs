@@ -35,7 +35,9 @@ impl Guest {
         if let Err(error) = netlink::up("lo") {
             crate::error::say(&format!("bring lo up: {error}"));
         }
-        Ok(Self { root: File::open("/")? })
+        Ok(Self {
+            root: File::open("/")?,
+        })
     }
 }
 
@@ -73,9 +75,11 @@ fn replace(path: &str, text: &str) -> io::Result<()> {
         .mode(0o644)
         .open(&temporary)?;
     let written = file.write_all(text.as_bytes());
-    written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| {
-        let _ = fs::remove_file(&temporary);
-    })
+    written
+        .and_then(|()| fs::rename(&temporary, path))
+        .inspect_err(|_| {
+            let _ = fs::remove_file(&temporary);
+        })
 }
 
 impl System for Guest {
@@ -90,10 +94,17 @@ impl System for Guest {
         let hosts = read("/etc/hosts");
         let mut lines: Vec<&str> = hosts.lines().filter(|line| !line.ends_with(MARK)).collect();
         if lines.is_empty() {
-            lines = vec!["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"];
+            lines = vec![
+                "127.0.0.1 localhost",
+                "::1 localhost ip6-localhost ip6-loopback",
+            ];
         }
         let short = name.split('.').next().unwrap_or(name);
-        let names = if short == name { name.to_owned() } else { format!("{name} {short}") };
+        let names = if short == name {
+            name.to_owned()
+        } else {
+            format!("{name} {short}")
+        };
         let own = format!("127.0.1.1 {names} {MARK}");
         lines.push(&own);
         replace("/etc/hosts", &(lines.join("\n") + "\n"))
@@ -140,7 +151,10 @@ impl System for Guest {
         }
         let home = accounts::of_uid(rustix::process::Uid::ROOT).home;
         let dir = Path::new(&home).join(".ssh");
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)?;
         let path = dir.join("authorized_keys");
         let old = read(&path.to_string_lossy());
         let known: Vec<&str> = old.lines().map(str::trim).collect();
@@ -150,19 +164,29 @@ impl System for Guest {
         if !text.is_empty() && !old.is_empty() && !old.ends_with('\n') {
             text.insert(0, '\n');
         }
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)?;
         file.write_all(text.as_bytes())
     }
 
     fn grow_root(&self) -> io::Result<()> {
         let stat = rustix::fs::fstatfs(&self.root)?;
         if u64::try_from(stat.f_type) != Ok(EXT4_MAGIC) {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "the root is not ext4"));
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the root is not ext4",
+            ));
         }
         let device = self.root.metadata()?.dev();
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
         let sectors = read(&format!("/sys/dev/block/{major}:{minor}/size"));
-        let sectors: u64 = sectors.trim().parse().map_err(|_| invalid("no disk below /".into()))?;
+        let sectors: u64 = sectors
+            .trim()
+            .parse()
+            .map_err(|_| invalid("no disk below /".into()))?;
         let block = u64::try_from(stat.f_bsize).unwrap_or(0).max(1024);
         let wanted = sectors.saturating_mul(512) / block;
         // The superblock's count, since statfs leaves out what the file system itself takes.
@@ -193,7 +217,9 @@ impl System for Guest {
 /// feature, of the superblock at byte 1024 (kernel documentation, filesystems/ext4).
 fn superblock_blocks(major: u32, minor: u32) -> Option<u64> {
     let uevent = read(&format!("/sys/dev/block/{major}:{minor}/uevent"));
-    let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+    let name = uevent
+        .lines()
+        .find_map(|line| line.strip_prefix("DEVNAME="))?;
     let mut disk = File::open(Path::new("/dev").join(name)).ok()?;
     disk.seek(SeekFrom::Start(1024)).ok()?;
     let mut block = [0; 1024];

@@ -89,9 +89,15 @@ struct Wanted {
 impl Wanted {
     fn parse(address: &pb::Address) -> io::Result<Self> {
         let invalid = |text: &str| {
-            io::Error::new(io::ErrorKind::InvalidInput, format!("{text:?} is no address"))
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{text:?} is no address"),
+            )
         };
-        let (ip, prefix) = address.cidr.split_once('/').ok_or_else(|| invalid(&address.cidr))?;
+        let (ip, prefix) = address
+            .cidr
+            .split_once('/')
+            .ok_or_else(|| invalid(&address.cidr))?;
         let ip: IpAddr = ip.parse().map_err(|_| invalid(&address.cidr))?;
         let longest = if ip.is_ipv4() { 32 } else { 128 };
         let prefix = prefix.parse().ok().filter(|prefix| *prefix <= longest);
@@ -266,7 +272,9 @@ impl Socket {
 }
 
 fn acknowledged(body: &[u8]) -> io::Result<()> {
-    let code = body.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+    let code = body
+        .first_chunk()
+        .map_or(0, |bytes| i32::from_ne_bytes(*bytes));
     match code {
         0 => Ok(()),
         code => Err(io::Error::from_raw_os_error(code.saturating_neg())),
