@@ -1,0 +1,87 @@
+//! Every key that is not a table: what it is, its bounds, and by which names the environment knows it.
+
+use std::ops::RangeInclusive;
+
+/// What the value of a key is.
+pub(super) enum Shape {
+    /// Any text, a path or an address.
+    Text,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// `true` or `false`.
+    Flag,
+    /// A whole number within bounds.
+    Number(RangeInclusive<u64>),
+}
+
+impl Shape {
+    /// What is allowed, for an error's text.
+    pub(super) fn allowed(&self) -> String {
+        match self {
+            Shape::Text => "a text".to_owned(),
+            Shape::Word(words) => words.join(" or "),
+            Shape::Flag => "true or false".to_owned(),
+            Shape::Number(range) => {
+                format!("a whole number from {} to {}", range.start(), range.end())
+            }
+        }
+    }
+}
+
+/// A key.
+pub(super) struct Key {
+    /// Its place in the tree, with dots.
+    pub path: &'static str,
+    /// What its value is.
+    pub shape: Shape,
+    /// Another name in the environment, which older systems used.
+    pub also: Option<&'static str>,
+}
+
+impl Key {
+    /// Its name in the environment.
+    pub(super) fn variable(&self) -> String {
+        format!("{PREFIX}{}", self.path.replace('.', "_").to_uppercase())
+    }
+}
+
+/// What the names of our variables begin with.
+pub(super) const PREFIX: &str = "HUTCH_";
+/// Variables of ours that are no keys: the file itself, and what the command line and its log read.
+pub(super) const OTHER_VARIABLES: [&str; 4] =
+    ["HUTCH_CONFIG", "HUTCH_URL", "HUTCH_TOKEN", "HUTCH_LOG"];
+/// Names a runtime's program: `HUTCH_RUNTIME_PROGRAMS_QEMU`.
+pub(super) const PROGRAMS_PREFIX: &str = "HUTCH_RUNTIME_PROGRAMS_";
+
+const fn key(path: &'static str, shape: Shape, also: Option<&'static str>) -> Key {
+    Key { path, shape, also }
+}
+
+/// All of them.
+pub(super) const KEYS: [Key; 16] = [
+    key("listen", Shape::Text, None),
+    key("data_dir", Shape::Text, Some("DATA_DIR")),
+    key("cache_dir", Shape::Text, None),
+    key("agent", Shape::Text, None),
+    key("kernel", Shape::Text, None),
+    key("api.token", Shape::Text, Some("API_TOKEN")),
+    key("runtime.default", Shape::Text, Some("SANDBOX_RUNTIME")),
+    key("runtime.acceleration", Shape::Word(&["kvm", "tcg"]), None),
+    key("runtime.allow_emulation", Shape::Flag, None),
+    // A machine's slot is a u16.
+    key(
+        "limits.machines",
+        Shape::Number(1..=65_535),
+        Some("MAX_VMS_PER_HOST"),
+    ),
+    key("limits.memory_overcommit", Shape::Number(1..=100), None),
+    key("limits.memory_floor_mib", Shape::Number(0..=1 << 24), None),
+    key("limits.disk_reserve_mib", Shape::Number(0..=1 << 30), None),
+    key("limits.image_max_gib", Shape::Number(1..=16_384), None),
+    key("limits.console_kib", Shape::Number(16..=1 << 20), None),
+    key(
+        "limits.boot_timeout_ms",
+        Shape::Number(1_000..=3_600_000),
+        None,
+    ),
+];

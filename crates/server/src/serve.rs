@@ -1,0 +1,259 @@
+//! Starts and ends a server: the port, the engine, the unix socket, in this order; connections.
+//!
+//! The port comes first: when it is taken, nothing has been touched. The engine comes second: it locks the data
+//! directory, so a second server on it ends here, before it could take the first one's socket away.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hutch_engine::Engine;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+use tracing::{debug, info, warn};
+
+use crate::auth::{Peer, Token};
+use crate::http::{App, router};
+use crate::{Config, Error};
+
+/// How long a request's head may take, and how long a connection may be idle between two.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// The longest head.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// Connections at a time; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 1024;
+/// How long requests may go on once the server ends.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long to wait when the system gives no connection, for lack of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A server to be.
+pub struct Server;
+
+/// A server that runs. Dropping this does not end it.
+#[derive(Debug)]
+pub struct Running {
+    addr: SocketAddr,
+    socket: PathBuf,
+    closing: CancellationToken,
+    closed: CancellationToken,
+}
+
+impl Running {
+    /// Where it listens: with the port that the system chose, when the configuration says port 0.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The unix socket that it listens on.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Waits until it has ended.
+    pub async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+
+    /// Ends it: no more connections, 10 s for requests that are being answered, machines go on. Returns when it has
+    /// ended and another server may take the data directory.
+    pub async fn shutdown(&self) {
+        self.closing.cancel();
+        self.closed().await;
+    }
+}
+
+impl Server {
+    /// Starts a server.
+    ///
+    /// # Errors
+    /// [`Error::PortInUse`], [`Error::Engine`] when the data directory has another server already; nothing is left
+    /// behind then.
+    pub async fn start(config: Config) -> Result<Running, Error> {
+        let address = config.listen;
+        let tcp = TcpListener::bind(address)
+            .await
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::AddrInUse => Error::PortInUse { address },
+                _ => Error::Listen { address, source },
+            })?;
+        let addr = tcp
+            .local_addr()
+            .map_err(|source| Error::Listen { address, source })?;
+        let engine = Engine::open(config.engine()).await?;
+        let socket = config.socket();
+        let unix = match listen_on_socket(&socket) {
+            Ok(unix) => unix,
+            Err(error) => {
+                engine.close().await;
+                return Err(error);
+            }
+        };
+        let closing = CancellationToken::new();
+        let closed = CancellationToken::new();
+        let token = config
+            .api
+            .token
+            .as_ref()
+            .map(|token| Token::new(token.expose()));
+        let app = App {
+            engine: engine.clone(),
+            token,
+            closing: closing.clone(),
+        };
+        let serving = Serving {
+            router: router(app),
+            places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            connections: TaskTracker::new(),
+            closing: closing.clone(),
+            cut: CancellationToken::new(),
+        };
+        info!(%addr, socket = %socket.display(), "the API listens");
+        let running = Running {
+            addr,
+            socket: socket.clone(),
+            closing,
+            closed: closed.clone(),
+        };
+        tokio::spawn(async move {
+            // Whatever ends this task, also a panic, whoever waits for the end is told.
+            let _told = closed.drop_guard();
+            serving.run(tcp, unix).await;
+            // While we still hold the data directory: afterwards it could be the next server's.
+            if let Err(error) = fs::remove_file(&socket) {
+                debug!(%error, "the socket was gone already");
+            }
+            engine.close().await;
+            // With the last engine goes the lock on the data directory; only then is the end told.
+            drop(engine);
+            info!("ended; machines go on");
+        });
+        Ok(running)
+    }
+}
+
+/// Listens on the unix socket. One that is there is of a server that is gone: the data directory is ours.
+fn listen_on_socket(path: &Path) -> Result<UnixListener, Error> {
+    let failed = |source| Error::Socket {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => fs::remove_file(path).map_err(failed)?,
+        Ok(_) => {
+            return Err(Error::NotASocket {
+                path: path.to_owned(),
+            });
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    // Who comes in before this is stopped by the check of the peer's user.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// What all connections share.
+struct Serving {
+    router: Router,
+    places: Arc<Semaphore>,
+    connections: TaskTracker,
+    closing: CancellationToken,
+    /// Ends connections that are still there after [`DRAIN`].
+    cut: CancellationToken,
+}
+
+impl Serving {
+    /// Serves until `closing`, then drains.
+    async fn run(self, tcp: TcpListener, unix: UnixListener) {
+        loop {
+            let place = tokio::select! {
+                place = self.places.clone().acquire_owned() => place.expect("it is never closed"),
+                () = self.closing.cancelled() => break,
+            };
+            let accepted = tokio::select! {
+                accepted = tcp.accept() => accepted.map(|(stream, _)| {
+                    // Small answers must not wait for the acknowledgement of the one before.
+                    if let Err(error) = stream.set_nodelay(true) {
+                        debug!(%error, "cannot set TCP_NODELAY");
+                    }
+                    self.spawn(stream, Peer::Remote, place);
+                }),
+                accepted = unix.accept() => accepted.map(|(stream, _)| {
+                    let peer = match stream.peer_cred() {
+                        Ok(peer) => Peer::Local { uid: peer.uid() },
+                        Err(_) => Peer::Remote,
+                    };
+                    self.spawn(stream, peer, place);
+                }),
+                () = self.closing.cancelled() => break,
+            };
+            if let Err(error) = accepted {
+                warn!(%error, "no connection was accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+        drop((tcp, unix));
+        self.connections.close();
+        if timeout(DRAIN, self.connections.wait()).await.is_err() {
+            info!(
+                connections = self.connections.len(),
+                "cutting what did not end by itself"
+            );
+            self.cut.cancel();
+            self.connections.wait().await;
+        }
+    }
+
+    /// Serves one connection in a task of its own, for as long as it holds its place.
+    fn spawn<S>(&self, stream: S, peer: Peer, place: tokio::sync::OwnedSemaphorePermit)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let router = self.router.clone();
+        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(peer);
+            router.clone().oneshot(request)
+        });
+        let connection = http1::Builder::new()
+            // Without a timer hyper ignores the deadline.
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_DEADLINE)
+            .max_buf_size(MAX_HEAD_BYTES)
+            .serve_connection(TokioIo::new(stream), service);
+        let (closing, cut) = (self.closing.clone(), self.cut.clone());
+        self.connections.spawn(async move {
+            let _place = place;
+            tokio::pin!(connection);
+            let served = tokio::select! {
+                served = connection.as_mut() => served,
+                () = closing.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        served = connection => served,
+                        () = cut.cancelled() => return,
+                    }
+                }
+            };
+            if let Err(error) = served {
+                debug!(error = %error, "a connection ended early");
+            }
+        });
+    }
+}
