@@ -1,0 +1,70 @@
+//! `cargo xtask test`, `bless` and `bench`.
+
+use clap::Args as ClapArgs;
+
+use crate::Result;
+use crate::build::{self, FEATURES};
+use crate::command::{self, cargo};
+use crate::{agent, setup};
+
+/// Which tests.
+#[derive(ClapArgs)]
+pub struct Args {
+    /// Only those of the crates, without real guests
+    #[arg(long, conflicts_with = "e2e")]
+    unit: bool,
+    /// Only those of `tests/`, with real servers and guests
+    #[arg(long)]
+    e2e: bool,
+    /// Further arguments of `cargo nextest run`
+    #[arg(last = true)]
+    nextest: Vec<String>,
+}
+
+/// Builds everything in one go and runs the tests.
+pub fn run(args: &Args) -> Result {
+    setup::run(true)?;
+    agent::build(false)?;
+    // Programs and tests together: the tests of one crate start the programs of another.
+    command::run(&mut cargo([
+        "build",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        FEATURES,
+    ]))?;
+    let mut nextest = cargo(["nextest", "run", "--workspace", "--features", FEATURES]);
+    match args {
+        Args { unit: true, .. } => nextest.args(["--exclude", "hutch-tests"]),
+        Args { e2e: true, .. } => nextest.args(["-E", "package(hutch-tests)"]),
+        _ => &mut nextest,
+    };
+    command::run(nextest.args(&args.nextest))
+}
+
+/// Writes the golden files anew. What changed is to be read in the diff.
+pub fn bless() -> Result {
+    let mut nextest = cargo(["nextest", "run", "--workspace", "--exclude", "hutch-tests"]);
+    let nextest = nextest.args(["--features", FEATURES, "--no-fail-fast"]);
+    command::run(nextest.envs([("UPDATE_GOLDEN", "1"), ("INSTA_UPDATE", "always")]))
+}
+
+/// Measures boots. The measuring program is in `tests/`, with the harness that it shares.
+pub fn bench_boot(n: u32, machines: u32, release: bool) -> Result {
+    build::run(release)?;
+    let mut bench = cargo([
+        "run",
+        "--quiet",
+        "--package",
+        "hutch-tests",
+        "--bin",
+        "bench-boot",
+    ]);
+    if !release {
+        bench.args(["--features", FEATURES]);
+    }
+    bench
+        .arg("--")
+        .arg(crate::profile_dir(release).join("hutch"));
+    command::run(bench.args([n.to_string(), machines.to_string()]))
+}
