@@ -3,6 +3,7 @@
 //! Pure over numbers that the caller has looked up; the reservation of what is granted is one short lock in `machines`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use hutch_contract::machine::{
@@ -167,6 +168,20 @@ pub(crate) fn free_slot(rows: &BTreeMap<u16, SlotRow>, now_ms: u64, rest: Durati
             now_ms.saturating_sub(*since_ms) >= rest.as_millis() as u64
         }
     })
+}
+
+impl Host {
+    /// This host, with nothing promised.
+    pub fn of(data_dir: &Path) -> Result<Host, Error> {
+        let (memory_mib, available_mib) = host_memory();
+        let free_bytes = hutch_disk::free_bytes(data_dir)?;
+        Ok(Host {
+            memory_mib,
+            available_mib,
+            free_bytes,
+            ..Host::default()
+        })
+    }
 }
 
 /// Memory of this host: all of it, and what could be used now, in MiB.

@@ -22,3 +22,5 @@ pub const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::f
 pub const SLOT_REST: Duration = Duration::from_secs(30);
 /// How long a reply is kept for a repeated request with the same idempotency key.
 pub const IDEMPOTENCY: Duration = Duration::from_secs(24 * 3600);
+/// Between two rounds of dropping what is too old.
+pub const HOUSEKEEPING: Duration = Duration::from_secs(3600);

@@ -349,9 +349,7 @@ impl Driver {
     async fn open_session(&self, limit: Duration) -> Result<Session, Error> {
         match self.runtime.channel(&self.dir).await? {
             Channel::Wire(stream) => {
-                let stream = hutch_guest::link::connect(stream, limit)
-                    .await
-                    .map_err(hutch_guest::session::Error::from)?;
+                let stream = hutch_guest::link::connect(stream, limit).await?;
                 Ok(Session::open(stream, limit).await?)
             }
             Channel::Connection(stream) => Ok(Session::open(stream, limit).await?),

@@ -26,7 +26,7 @@ use crate::kernel::Kernel;
 use crate::operations::Running;
 use crate::prepare::{erase_dir, io_error};
 use crate::rows::{self, Cell, Current, Instance, SlotRow};
-use crate::{EngineConfig, Error, Principal, keys};
+use crate::{EngineConfig, Error, Principal, deadline, keys};
 
 /// Characters of an instance's tag.
 const TAG_ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
@@ -196,6 +196,7 @@ impl Engine {
             .map_err(|source| io_error("create", &spool, source))?;
 
         let database = config.data_dir.join("hutch.db");
+        private_file(&database)?;
         let store =
             crate::drive::blocking("open the store", move || Ok(SqliteStore::open(&database)?))
                 .await?;
@@ -265,13 +266,37 @@ impl Engine {
                 warn!(machine = %record.id, error = %error.chain(), "cannot be driven");
             }
         }
-        shared.kernel.warm(&shared.tasks);
+        self.spawn(shared.kernel.clone().warm());
+        self.spawn(self.clone().keep_house());
         info!(
             tag = shared.instance.tag,
             machines = shared.fleet().machines.len(),
             "engine is up"
         );
         Ok(())
+    }
+
+    /// Runs `task` until it ends or the engine does.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.shared.stop.clone();
+        self.shared.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Drops what is too old to be asked for.
+    async fn keep_house(self) {
+        loop {
+            tokio::time::sleep(deadline::HOUSEKEEPING).await;
+            let swept = self.sweep_idempotency().await;
+            let compacted = self.shared.store.compact(KEEP_REVISIONS).await;
+            if let Err(error) = swept.and(compacted.map_err(Error::from)) {
+                warn!(error = %error.chain(), "housekeeping goes wrong");
+            }
+        }
     }
 
     async fn load_slots(&self) -> Result<(), Error> {
@@ -363,16 +388,19 @@ fn names_in(dir: &Path) -> Result<Vec<String>, Error> {
         .collect()
 }
 
+/// Opens a file that nobody else may read; makes it when it is not there. SQLite gives its side files the same mode.
+fn private_file(path: &Path) -> Result<File, Error> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    options
+        .open(path)
+        .map_err(|source| io_error("open", path, source))
+}
+
 /// Takes the lock of the data directory.
 fn lock(data_dir: &Path) -> Result<File, Error> {
     let path = data_dir.join("lock");
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|source| io_error("open", &path, source))?;
+    let file = private_file(&path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::DataDirBusy {

@@ -88,7 +88,7 @@ impl Engine {
         if let Some(bytes) = stdin {
             let (session, id) = (session.clone(), process.clone());
             // Feeds beside the output: a command that writes before it has read everything must not wait for us.
-            self.shared.tasks.spawn(async move {
+            self.spawn(async move {
                 let chunks = stream::iter([Bytes::from(bytes)]).boxed();
                 if let Err(error) = session.input(id.as_str(), chunks, true).await {
                     tracing::debug!(process = %id, %error, "standard input was not taken");

@@ -11,10 +11,11 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use hutch_contract::id::ImageId;
 use hutch_contract::image::{Accepted, BootstrapImage, Image, ImageSource, ImportFormat};
+use hutch_contract::machine::Status;
 use hutch_contract::name::Name;
 use hutch_contract::operation::Progress;
 use hutch_contract::page::Page;
-use hutch_contract::record::{FORMAT, ImageRecord, Observed, Wanted};
+use hutch_contract::record::{FORMAT, ImageRecord, Observed};
 use hutch_image::{Bootstrap, Built, Job, Limits, Purpose};
 use hutch_store::{Check, Write};
 use tokio::io::AsyncWriteExt;
@@ -25,7 +26,7 @@ use crate::drive::blocking;
 use crate::engine::{Shared, spool_dir};
 use crate::operations::Running;
 use crate::prepare::{erase_dir, io_error};
-use crate::{Engine, Error, Principal, admission, machines, rows};
+use crate::{Engine, Error, Principal, admission, machines, plan, rows};
 
 /// What an image is made from.
 enum Input {
@@ -110,7 +111,7 @@ impl Engine {
     pub async fn delete_image(&self, who: &Principal, reference: &str) -> Result<(), Error> {
         access::check(who, Access::Write)?;
         let shared = &self.shared;
-        let record = self.find_image(who, reference)?;
+        let found = self.find_image(who, reference)?;
         {
             let mut fleet = shared.fleet();
             let waiting = fleet
@@ -118,33 +119,31 @@ impl Engine {
                 .values()
                 .filter_map(|machine| machine.cell.get())
                 .any(|current| {
-                    current.record.image == record.id
-                        && current.record.wanted == Wanted::Running
-                        && !matches!(
-                            current.record.observed,
-                            Observed::Running | Observed::Stopped
-                        )
+                    let record = &current.record;
+                    record.image == found.id
+                        && record.observed == Observed::Absent
+                        && plan::status(record) == Status::Starting
                 });
-            if waiting || fleet.images_in_use.contains_key(&record.id) {
+            if waiting || fleet.images_in_use.contains_key(&found.id) {
                 return Err(Error::ImageBusy {
-                    name: record.name.to_string(),
+                    name: found.name.to_string(),
                 });
             }
             // From here on no create finds it; a failed commit puts it back.
-            fleet.images.remove(&record.id);
+            fleet.images.remove(&found.id);
             fleet
                 .image_names
-                .remove(&(record.owner.clone(), record.name.clone()));
+                .remove(&(found.owner.clone(), found.name.clone()));
         }
         let writes = vec![
-            Write::Delete(rows::image(&record.id)),
-            Write::Delete(rows::image_name(&record.owner, &record.name)),
+            Write::Delete(rows::image(&found.id)),
+            Write::Delete(rows::image_name(&found.owner, &found.name)),
         ];
         if let Err(error) = shared.store.commit(Vec::new(), writes).await {
-            shared.show_image(record);
+            shared.show_image(found);
             return Err(error.into());
         }
-        let dir = shared.image_dir(&record.id);
+        let dir = shared.image_dir(&found.id);
         blocking("erase the image", move || erase_dir(&dir)).await
     }
 
@@ -251,7 +250,7 @@ impl Engine {
                 {
                     return Err(Error::invalid("suite", "is no release, such as `bookworm`"));
                 }
-                let shown = suite.clone().unwrap_or_else(|| hutch_image::host_suite());
+                let shown = suite.clone().unwrap_or_else(hutch_image::host_suite);
                 let source = ImageSource::Bootstrap {
                     distribution: "debian".into(),
                     suite: shown,

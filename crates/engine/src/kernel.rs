@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use hutch_image::{BootSet, KernelSource};
 use tokio::sync::Mutex;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::drive::blocking;
@@ -48,19 +47,16 @@ impl Kernel {
     }
 
     /// Begins to make the boot set, so that the first machine does not wait for it.
-    pub fn warm(&self, tasks: &TaskTracker) {
-        let kernel = self.clone();
-        tasks.spawn(async move {
-            match kernel.get().await {
-                Ok(boot_set) => info!(
-                    release = boot_set.kernel_release,
-                    "the kernel for guests is ready"
-                ),
-                Err(error) => {
-                    warn!(error = %error.chain(), hint = error.hint(), "no kernel for guests")
-                }
+    pub async fn warm(self) {
+        match self.get().await {
+            Ok(boot_set) => info!(
+                release = boot_set.kernel_release,
+                "the kernel for guests is ready"
+            ),
+            Err(error) => {
+                warn!(error = %error.chain(), hint = error.hint(), "no kernel for guests")
             }
-        });
+        }
     }
 
     /// The boot set; made now when there is none.

@@ -255,16 +255,9 @@ impl Engine {
     /// last of it.
     fn take_slot(&self, id: &MachineId, size: &Size) -> Result<SlotGuard<'_>, Error> {
         let shared = self.shared.as_ref();
-        let (memory_mib, available_mib) = admission::host_memory();
-        let free_bytes = hutch_disk::free_bytes(&shared.config.data_dir)?;
+        let idle = Host::of(&shared.config.data_dir)?;
         let mut fleet = shared.fleet();
-        let host = Host {
-            memory_mib,
-            available_mib,
-            free_bytes,
-            ..promised(&fleet)
-        };
-        admission::room(&shared.config, &host, size)?;
+        admission::room(&shared.config, &with_promises(idle, &fleet), size)?;
         let slot = admission::free_slot(&fleet.slots, shared.now_ms(), deadline::SLOT_REST).ok_or(
             Error::Exhausted {
                 what: "machines",
@@ -410,6 +403,20 @@ impl Engine {
     /// # Errors
     /// [`Error::WrongStatus`] while it is being deleted; what is short on the host.
     pub async fn start(&self, who: &Principal, reference: &str) -> Result<Machine, Error> {
+        let asked = self.machine(who, reference)?;
+        if matches!(asked.status, Status::Stopped | Status::Failed) {
+            let size = Size {
+                vcpu: asked.vcpu,
+                memory_mib: asked.memory_mib,
+                disk_gib: asked.disk_gib,
+            };
+            let idle = Host::of(&self.shared.config.data_dir)?;
+            let host = Host {
+                machines: 0,
+                ..with_promises(idle, &self.shared.fleet())
+            };
+            admission::room(&self.shared.config, &host, &size)?;
+        }
         self.want(who, reference, "start", |record| {
             if record.wanted != Wanted::Running || plan::status(record) == Status::Failed {
                 record.wanted = Wanted::Running;
@@ -593,8 +600,8 @@ fn refusal(info: &RuntimeInfo, allow_emulation: bool) -> Option<(String, Option<
     None
 }
 
-/// What is promised to the machines that exist or are being admitted.
-fn promised(fleet: &Fleet) -> Host {
+/// The host with what is promised to the machines that exist or are being admitted.
+fn with_promises(host: Host, fleet: &Fleet) -> Host {
     let taken = fleet
         .slots
         .values()
@@ -610,7 +617,7 @@ fn promised(fleet: &Fleet) -> Host {
     Host {
         machines: taken as u64,
         promised_mib,
-        ..Host::default()
+        ..host
     }
 }
 
