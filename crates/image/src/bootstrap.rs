@@ -80,7 +80,7 @@ fn mode() -> Result<&'static str, Error> {
     }
     let helpers = ["/usr/bin/newuidmap", "/usr/bin/newgidmap"];
     let ranges = ["/etc/subuid", "/etc/subgid"];
-    let has_range = |path: &&str| {
+    let has_range = |path: &str| {
         let (uid, name) = (rustix::process::getuid().as_raw(), sources::user_name());
         let text = std::fs::read_to_string(path).unwrap_or_default();
         text.lines()
@@ -88,7 +88,7 @@ fn mode() -> Result<&'static str, Error> {
             .any(|owner| owner == uid.to_string() || name.as_deref() == Some(owner))
     };
     let ready = helpers.iter().all(|path| Path::new(path).exists())
-        && ranges.iter().all(|path| has_range(&path));
+        && ranges.iter().all(|path| has_range(path));
     if ready {
         Ok("unshare")
     } else {

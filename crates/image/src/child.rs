@@ -24,7 +24,7 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 /// The hidden subcommand under which an executable must call [`child_main`].
 pub const SUBCOMMAND: &str = "build-disk";
 
-/// What the child shall do with its inputs.
+/// What the child shall make of its inputs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// What the disk is for.

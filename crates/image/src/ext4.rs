@@ -40,7 +40,7 @@ struct Plan {
     journal_blocks: u32,
 }
 
-/// A filesystem whose metadata is decided. `place_of` maps content to its file.
+/// A filesystem whose metadata is decided; `files` says whose content lies where in the archives.
 pub(crate) struct Filesystem {
     pub(crate) layout: mkext4::Layout,
     pub(crate) files: BTreeMap<Place, InodeHandle>,

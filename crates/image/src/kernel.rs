@@ -17,6 +17,7 @@ use crate::cpio::Cpio;
 use crate::deb;
 use crate::error::Error;
 use crate::ext4::Purpose;
+use crate::kmod_index;
 use crate::limits::Limits;
 use crate::modules::Modules;
 use crate::progress::{OnProgress, Progress};
@@ -321,22 +322,37 @@ fn assemble(
     fs::write(&path, json).map_err(Error::io("write", &path))
 }
 
-/// Lists that depmod would write, as text.
+/// The lists that depmod would write: text for busybox and people, binary for kmod.
 fn write_indexes(all: &Modules, dir: &Path) -> Result<(), Error> {
-    let dep: String = all
-        .dep_lines()
-        .into_iter()
-        .map(|(_, line)| line + "\n")
-        .collect();
-    let mut alias = String::new();
+    let needs = all.dep_lines();
+    let text: String = needs.iter().map(|(_, line)| format!("{line}\n")).collect();
+    let mut aliases = Vec::new();
     for (name, module) in &all.all {
-        for pattern in &module.aliases {
-            alias.push_str(&format!("alias {pattern} {name}\n"));
-        }
+        aliases.extend(
+            module
+                .aliases
+                .iter()
+                .map(|alias| (alias.replace('-', "_"), name.clone())),
+        );
     }
-    for (file, text) in [("modules.dep", dep), ("modules.alias", alias)] {
+    let alias_text: String = aliases
+        .iter()
+        .map(|(alias, name)| format!("alias {alias} {name}\n"))
+        .collect();
+    let built_in = all
+        .built_in
+        .iter()
+        .map(|name| (name.clone(), String::new()));
+    for (file, bytes) in [
+        ("modules.dep", text.into_bytes()),
+        ("modules.dep.bin", kmod_index::render(needs)),
+        ("modules.alias", alias_text.into_bytes()),
+        ("modules.alias.bin", kmod_index::render(aliases)),
+        ("modules.builtin.bin", kmod_index::render(built_in)),
+        ("modules.symbols.bin", kmod_index::render([])),
+    ] {
         let path = dir.join(file);
-        fs::write(&path, text).map_err(Error::io("write", &path))?;
+        fs::write(&path, bytes).map_err(Error::io("write", &path))?;
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ pub(crate) struct Module {
 #[derive(Debug, Default)]
 pub(crate) struct Modules {
     pub(crate) all: BTreeMap<String, Module>,
-    built_in: BTreeSet<String>,
+    pub(crate) built_in: BTreeSet<String>,
 }
 
 impl Modules {

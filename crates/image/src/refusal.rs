@@ -178,7 +178,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Limits are exhausted; everything else is invalid.
+    /// Always [`Kind::Invalid`]: the same archive meets the same rule again.
     pub fn kind(&self) -> Kind {
         Kind::Invalid
     }

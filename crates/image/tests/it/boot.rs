@@ -61,6 +61,8 @@ fn the_distributions_kernel_becomes_a_boot_set_that_stays() {
             .unwrap();
     }
 
+    modprobe_finds_its_way(&fs, &first.kernel_release);
+
     // From the cache, without a look at the package tools or a change of any file.
     let again = set(&cache, &agent, &KernelSource::Distribution).unwrap();
     assert_eq!(first, again);
@@ -82,6 +84,53 @@ fn the_distributions_kernel_becomes_a_boot_set_that_stays() {
     });
     assert!(sets.windows(2).all(|pair| pair[0] == pair[1]));
     assert!(!cache.join("boot/.tmp-dead").exists());
+}
+
+/// kmod's `modprobe` resolves a module by our indexes, by name and by alias.
+fn modprobe_finds_its_way(fs: &Fs<File>, release: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let modules = dir.path().join("lib/modules").join(release);
+    std::fs::create_dir_all(&modules).unwrap();
+    for entry in fs
+        .read_dir(fs.resolve(&format!("/{release}")).unwrap())
+        .unwrap()
+    {
+        let name = String::from_utf8(entry.name.clone()).unwrap();
+        if name.starts_with("modules.") {
+            std::fs::write(modules.join(name), fs.read_file(entry.inode).unwrap()).unwrap();
+        }
+    }
+    // It only looks whether they are there.
+    let dep = std::fs::read_to_string(modules.join("modules.dep")).unwrap();
+    for path in dep
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(path, _)| path)
+    {
+        std::fs::create_dir_all(modules.join(path).parent().unwrap()).unwrap();
+        File::create(modules.join(path)).unwrap();
+    }
+    for wanted in ["virtio_net", "virtio-net", "virtio:d00000001v00000000"] {
+        let root = dir.path().to_str().unwrap();
+        let mut command = std::process::Command::new("/sbin/modprobe");
+        let output = command
+            .args(["-D", "-d", root, "-S", release, wanted])
+            .output();
+        let Ok(output) = output else {
+            return eprintln!("skipped: no modprobe");
+        };
+        let words = String::from_utf8_lossy(&output.stdout);
+        let order: Vec<_> = words
+            .lines()
+            .filter_map(|line| line.trim().rsplit('/').next())
+            .collect();
+        let at = |name: &str| order.iter().position(|module| *module == name);
+        assert!(
+            at("virtio_ring.ko") < at("virtio.ko") && at("virtio.ko") < at("virtio_net.ko"),
+            "{output:?}"
+        );
+        assert!(at("virtio_ring.ko").is_some(), "{wanted}: {output:?}");
+    }
 }
 
 #[test]

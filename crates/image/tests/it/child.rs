@@ -239,8 +239,10 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 #[test]
-fn a_real_root_is_the_same_twice_and_clean() {
-    let Some(tar) = busybox_like() else { return };
+fn what_the_real_tar_packs_is_the_same_twice_and_clean() {
+    let Some(tar) = etc_of_this_machine() else {
+        return;
+    };
     let (one, two) = (
         tempfile::NamedTempFile::new().unwrap(),
         tempfile::tempfile().unwrap(),
@@ -253,8 +255,8 @@ fn a_real_root_is_the_same_twice_and_clean() {
     }
 }
 
-/// `/usr/include` and the like: whatever this machine has in `/etc`, packed by the real `tar`.
-fn busybox_like() -> Option<Vec<u8>> {
+/// Whatever this machine has in `/etc`, packed by the real `tar`.
+fn etc_of_this_machine() -> Option<Vec<u8>> {
     let output = Command::new("tar")
         .args([
             "-C",
