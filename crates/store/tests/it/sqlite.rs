@@ -146,7 +146,7 @@ async fn a_full_disk_stops_nothing_for_good() {
     let small = SqliteOptions {
         max_pages: Some(64),
     };
-    let store = SqliteStore::open_with(&path, small).unwrap();
+    let store = Arc::new(SqliteStore::open_with(&path, small).unwrap());
     let mut made = 0;
     let error = loop {
         match store
@@ -163,14 +163,28 @@ async fn a_full_disk_stops_nothing_for_good() {
     // Nothing of the refused commit is there, and what was there still is.
     assert_eq!(store.revision().await.unwrap(), Revision(made));
     assert_eq!(store.list("k/", None, 99).await.unwrap().len() as u64, made);
-    // In one group, those that fit are made although others do not.
-    let commit = |name, size| store.commit(vec![], vec![put(name, vec![7; size])]);
-    let (big, tiny) = tokio::join!(commit("big", MAX_COMMIT_BYTES / 2), commit("tiny", 1));
-    assert_eq!(big.unwrap_err().kind(), Kind::Exhausted);
-    tiny.unwrap();
+    // In one group, those that fit are made although another does not.
+    let mut group = JoinSet::new();
+    for i in 0..9 {
+        let store = store.clone();
+        let size = if i == 4 { MAX_COMMIT_BYTES / 2 } else { 1 };
+        let write = put(&format!("group/{i}"), vec![7; size]);
+        group.spawn(async move { store.commit(vec![], vec![write]).await });
+    }
+    let refused: Vec<_> = group
+        .join_all()
+        .await
+        .into_iter()
+        .filter_map(Result::err)
+        .collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert_eq!(refused[0].kind(), Kind::Exhausted);
     // Room in the file, then a larger file.
     store.compact(0).await.unwrap();
-    commit("k/after", 5_000).await.unwrap();
+    store
+        .commit(vec![], vec![put("k/after", vec![7; 5_000])])
+        .await
+        .unwrap();
     drop(store);
     let store = SqliteStore::open(&path).unwrap();
     store
