@@ -230,16 +230,16 @@ impl Cache<'_> {
             .prefix(".tmp-")
             .tempdir_in(&boot)
             .map_err(Error::io("create a directory in", &boot))?;
-        let path = tmp.path().join("initramfs");
+        // Not the temporary directory itself, which is ours alone: machines run as other users.
+        let set = tmp.path().join("set");
+        fs::create_dir(&set).map_err(Error::io("create", &set))?;
+        let path = set.join("initramfs");
         let write = || -> io::Result<()> {
             let out = io::BufWriter::new(File::create_new(&path)?);
             initramfs(out, agent, &kernel_dir.join("boot"))
         };
         write().map_err(Error::io("write", &path))?;
-        publish(
-            tmp.path(),
-            &boot.join(self.id(&self.kernel(kernel_dir)?, agent)),
-        )
+        publish(&set, &boot.join(self.id(&self.kernel(kernel_dir)?, agent)))
     }
 }
 
