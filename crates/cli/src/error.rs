@@ -38,6 +38,21 @@ pub enum Error {
     /// No data directory was named and none can be derived.
     #[error("there is no home directory to look for a data directory in")]
     NoDataDir,
+    /// The server in this process does not start, or its configuration is wrong.
+    #[error(transparent)]
+    Server(#[from] hutch_server::Error),
+    /// The server in this process ended, and nobody had asked it to.
+    #[error("the server ended by itself")]
+    ServerEnded,
+    /// The text says nothing about what to log.
+    #[error("`{filter}` is no log filter")]
+    LogFilter {
+        /// The text.
+        filter: String,
+        /// What is wrong with it.
+        #[source]
+        source: tracing_subscriber::filter::ParseError,
+    },
     /// An operation was given up by the server.
     #[error("{message}")]
     Operation {
@@ -151,9 +166,11 @@ impl Error {
     fn kind(&self) -> Kind {
         match self {
             Error::Client(error) => error.kind(),
+            Error::Server(error) => error.kind(),
             Error::StillWaiting { .. } => Kind::Timeout,
             Error::StdinTooLarge => Kind::TooLarge,
             Error::NoDataDir
+            | Error::LogFilter { .. }
             | Error::CopySides
             | Error::RelativePath { .. }
             | Error::IsDirectory { .. }
@@ -184,6 +201,7 @@ impl Error {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Error::Client(error) => return error.hint(),
+            Error::Server(error) => return error.hint(),
             Error::Operation { hint, .. } | Error::Exec { hint, .. } => return hint.clone(),
             Error::NoServer { .. } => {
                 "start one with `hutch serve`, or give `--embedded` to `hutch run`; HUTCH_URL says where another one is"
@@ -195,6 +213,7 @@ impl Error {
             Error::StillWaiting { machine, .. } => {
                 return Some(format!("see what it does with `hutch get {machine}`"));
             }
+            Error::LogFilter { .. } => "such as debug, or info,hutch_engine=debug",
             Error::StdinTooLarge => {
                 "copy it into the machine first, with `hutch cp - MACHINE:/path`"
             }

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::commands::{App, Command};
-use crate::error::{Error, OURS};
+use crate::error::OURS;
 use crate::target::Place;
 use crate::ui::Ui;
 
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
         place: cli.place,
     };
     let ended = tokio::runtime::Runtime::new()
-        .map_err(|source| Error::Process {
+        .map_err(|source| error::Error::Process {
             action: "start threads",
             source,
         })

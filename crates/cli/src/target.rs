@@ -19,10 +19,10 @@ const DEFAULT_PORT: u16 = 8080;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Server")]
 pub struct Place {
-    /// Address of the server, such as http://10.0.0.5:8080 or unix:/run/hutch.sock [default: the one on this machine]
+    /// http://HOST:PORT or unix:/path/hutch.sock [default: on this machine]
     #[arg(long, global = true, env = "HUTCH_URL", hide_env_values = true)]
     pub url: Option<String>,
-    /// Data directory of the server on this machine [default: /var/lib/hutch for root, else ~/.local/share/hutch]
+    /// Data directory of the server on this machine
     #[arg(
         long,
         global = true,

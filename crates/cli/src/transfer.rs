@@ -127,11 +127,15 @@ pub async fn save(download: Download, path: &Path, ui: Ui) -> Result<(), Error> 
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    let mut unfinished = tempfile::Builder::new();
-    let unfinished = unfinished
+    // By its kind alone: tempfile's own sentence names a file that nobody asked for.
+    let unfinished = tempfile::Builder::new()
         .prefix(".hutch-cp-")
         .tempfile_in(parent)
-        .map_err(failed("write"))?;
+        .map_err(|error| Error::File {
+            action: "write into",
+            path: parent.to_owned(),
+            source: error.kind().into(),
+        })?;
     let (file, unfinished) = unfinished.into_parts();
     let mut file = File::from_std(file);
     let bar = progress::bytes(ui, &path.display().to_string(), download.size_bytes);
