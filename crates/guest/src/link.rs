@@ -28,8 +28,6 @@ mod guest;
 #[cfg(feature = "host")]
 mod host;
 mod pipe;
-#[cfg(test)]
-mod tests;
 
 pub use guest::{Listener, listen};
 #[cfg(feature = "host")]

@@ -27,9 +27,18 @@ pub async fn serve<A: Agent>(
     agent: Arc<A>,
     close: impl Future<Output = ()>,
 ) -> Result<(), hyper::Error> {
-    let service = AgentServer::from_arc(agent)
+    let agent = AgentServer::from_arc(agent)
         .max_decoding_message_size(limits::MESSAGE)
         .max_encoding_message_size(limits::MESSAGE);
+    serve_any(io, agent, close).await
+}
+
+/// As [`serve`], for a server with limits of its own.
+pub(crate) async fn serve_any<A: Agent>(
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    agent: AgentServer<A>,
+    close: impl Future<Output = ()>,
+) -> Result<(), hyper::Error> {
     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .adaptive_window(false)
         .initial_stream_window_size(limits::STREAM_WINDOW)
@@ -41,13 +50,13 @@ pub async fn serve<A: Agent>(
         .max_pending_accept_reset_streams(limits::PENDING_RESETS)
         .max_local_error_reset_streams(None)
         .keep_alive_interval(None)
-        .serve_connection(TokioIo::new(io), TowerToHyperService::new(service));
+        .serve_connection(TokioIo::new(io), TowerToHyperService::new(agent));
     tokio::pin!(connection);
     tokio::select! {
         result = connection.as_mut() => return result,
         () = close => connection.as_mut().graceful_shutdown(),
     }
-    tokio::time::timeout(CLOSE_GRACE, connection)
-        .await
-        .unwrap_or(Ok(()))
+    // How the host takes its leave is no error any more.
+    let _closed = tokio::time::timeout(CLOSE_GRACE, connection).await;
+    Ok(())
 }

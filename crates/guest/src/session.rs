@@ -6,8 +6,6 @@ mod call;
 mod file;
 mod identity;
 mod process;
-#[cfg(all(test, feature = "testing"))]
-mod tests;
 mod upload;
 mod wire;
 

@@ -168,3 +168,6 @@ impl Decoder {
         Found::Garbage
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,7 +39,10 @@ struct State {
     next: u32,
     fin_sent: bool,
     dropped: bool,
+    /// Why nothing more comes in.
     end: Option<End>,
+    /// Why nothing more goes out.
+    broken: Option<End>,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -113,15 +116,19 @@ impl Pipe {
         result.inspect_err(|end| self.end(*end))
     }
 
-    /// Ends the session: the stream's reads and writes fail, and what it had queued is dropped. The other side gets a
+    /// Ends the session: the stream's writes fail, its reads too once what came before is read. The other side gets a
     /// FIN if the line still serves this session.
     pub(super) fn end(&self, end: End) {
         let mut state = self.lock();
-        // A close by the other side ends only its direction; what happens to the line later is worth more.
-        if matches!(state.end, None | Some(End::Closed)) {
+        if state.end.is_none() {
             state.end = Some(end);
-            state.inbound = BytesMut::new();
+        }
+        if state.broken.is_none() {
+            state.broken = Some(end);
             state.finish_writing(self.session);
+        }
+        if matches!(end, End::Replaced | End::Overflow) {
+            state.inbound = BytesMut::new();
         }
         state.wake_all();
         drop(state);
@@ -131,7 +138,7 @@ impl Pipe {
 
     /// Whether the session was ended by anything but the other side's orderly close.
     pub(super) fn is_broken(&self) -> bool {
-        !matches!(self.lock().end, None | Some(End::Closed))
+        self.lock().broken.is_some()
     }
 
     /// Whether the stream is gone.
@@ -213,9 +220,11 @@ impl AsyncWrite for LinkStream {
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         let mut state = self.pipe.lock();
-        match state.end {
-            None | Some(End::Closed) if !state.fin_sent => {}
-            end => return Poll::Ready(Err(end.unwrap_or(End::Closed).into())),
+        if let Some(end) = state.broken {
+            return Poll::Ready(Err(end.into()));
+        }
+        if state.fin_sent {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let room = OUTBOUND.saturating_sub(state.outbound.len());
         if room == 0 {
