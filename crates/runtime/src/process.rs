@@ -22,6 +22,8 @@ use crate::{Error, MachineDir, sys};
 
 /// Time for a shim to say who it is, or to go once its VMM has gone.
 const SHIM_SPEAKS: Duration = Duration::from_secs(5);
+/// Time for a start that is just beginning to remove the record of the run before it.
+const OLD_RECORD_GOES: Duration = Duration::from_millis(500);
 /// How often a held lock is tried again: its release is no event.
 const LOCK_AGAIN: Duration = Duration::from_millis(50);
 /// Time for a VMM to die of SIGKILL and for its shim to say so.
@@ -194,21 +196,22 @@ pub(crate) async fn adopt(
     dir: &MachineDir,
     judge: Judge,
 ) -> Result<Adopted, Error> {
-    let deadline = Instant::now() + SHIM_SPEAKS;
+    let began = Instant::now();
     let mut watch = Watch::new(&dir.file(MachineDir::RUN), WatchFlags::MOVED_TO).ok();
     loop {
         let looked_at = dir.clone();
         let seen = tokio::task::spawn_blocking(move || look(&looked_at, judge));
-        let reason = match seen.await.expect("looking at a machine does not panic")? {
+        let (reason, within) = match seen.await.expect("looking at a machine does not panic")? {
             Seen::Absent => return Ok(Adopted::Absent),
             Seen::Exited(report) => return Ok(Adopted::Exited(report)),
             Seen::Running { record, shim, vmm } => {
                 let process = Process::new(runtime, dir.clone(), record, judge, shim, Some(vmm))?;
                 return Ok(Adopted::Running(process));
             }
-            Seen::Doubt(reason) => reason,
+            Seen::Early(reason) => (reason, SHIM_SPEAKS),
+            Seen::Doubt(reason) => (reason, OLD_RECORD_GOES),
         };
-        if Instant::now() >= deadline {
+        if began.elapsed() >= within {
             let reason = reason.to_owned();
             return Ok(Adopted::Unknown { reason });
         }
@@ -246,6 +249,9 @@ enum Seen {
         shim: OwnedFd,
         vmm: OwnedFd,
     },
+    /// A start or an end that is under way explains it.
+    Early(&'static str),
+    /// Nothing explains it but a lie or somebody else.
     Doubt(&'static str),
 }
 
@@ -290,7 +296,7 @@ fn look(dir: &MachineDir, judge: Judge) -> Result<Seen, Error> {
     }
     Ok(match identity::prove(record.vmm, Some(record.shim.pid)) {
         Proof::Alive(vmm) => Seen::Running { record, shim, vmm },
-        Proof::Gone => Seen::Doubt("its VMM has ended, and its shim has not"),
+        Proof::Gone => Seen::Early("its VMM has ended, and its shim has not"),
         Proof::Doubt(why) => Seen::Doubt(why),
     })
 }

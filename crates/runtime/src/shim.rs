@@ -103,6 +103,8 @@ fn start() -> Result<(Vmm, Record), Failure> {
     let launch: Launch = read_json(Path::new(MachineDir::LAUNCH))
         .ok_or_else(|| at("read run/launch.json")(io::ErrorKind::InvalidData.into()))?;
 
+    // While the agreed numbers are free.
+    let (kept, events) = descriptors(&launch)?;
     let ring = |path: &str, size| {
         RingWriter::open(Path::new(path), size).map_err(at(format!("open {path}")))
     };
@@ -110,7 +112,6 @@ fn start() -> Result<(Vmm, Record), Failure> {
     let log = ring(MachineDir::VMM_LOG, EVENTS_BYTES)?;
     let (console_from, vmm_log_from) = (console.total(), log.total());
     give(&launch)?;
-    let (kept, events) = descriptors(&launch)?;
     let events = match events {
         Some(events) => Some(Source::new(events, ring(MachineDir::EVENTS, EVENTS_BYTES)?)),
         None => None,

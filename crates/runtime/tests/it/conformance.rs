@@ -48,11 +48,11 @@ fn exited(adopted: Adopted) -> Exit {
     }
 }
 
-async fn end(process: &hutch_runtime::Process) -> Exit {
-    tokio::time::timeout(GENEROUS, process.wait())
-        .await
-        .expect("an end")
-        .exit
+async fn end(lab: &Lab, process: &hutch_runtime::Process) -> Exit {
+    match tokio::time::timeout(GENEROUS, process.wait()).await {
+        Ok(report) => report.exit,
+        Err(_) => panic!("no end; {}", lab.last_words()),
+    }
 }
 
 fn kill(pid: u32) {
@@ -73,8 +73,8 @@ async fn a_machine_runs_and_is_found_again(lab: Lab) {
     lab.guest().await.ping("again").await;
 
     lab.runtime.kill(&lab.dir).await.unwrap();
-    assert_eq!(end(&process).await, Exit::Killed);
-    assert_eq!(end(&found).await, Exit::Killed);
+    assert_eq!(end(&lab, &process).await, Exit::Killed);
+    assert_eq!(end(&lab, &found).await, Exit::Killed);
     assert_eq!(exited(lab.adopt().await), Exit::Killed);
     assert!(!alive(process.pid()) && !alive(process.shim_pid()));
     lab.runtime.kill(&lab.dir).await.unwrap();
@@ -153,7 +153,7 @@ async fn a_machine_outlives_its_server(lab: Lab) {
     guest.ping("alive").await;
     // The end of what is no child of ours is noticed as well, with its reason.
     guest.say("reboot").await;
-    assert_eq!(end(&process).await, Exit::Reboot);
+    assert_eq!(end(&lab, &process).await, Exit::Reboot);
 }
 
 async fn ends_are_told_apart(lab: Lab) {
@@ -163,8 +163,10 @@ async fn ends_are_told_apart(lab: Lab) {
         ("panic", Exit::Panic),
     ] {
         let process = lab.start().await;
-        lab.guest().await.say(words).await;
-        assert_eq!(end(&process).await, exit);
+        // Held until the end: QEMU may drop what was sent just before a connection is closed.
+        let mut guest = lab.guest().await;
+        guest.say(words).await;
+        assert_eq!(end(&lab, &process).await, exit);
         assert_eq!(exited(lab.adopt().await), exit);
     }
     let process = lab.start().await;
@@ -174,14 +176,14 @@ async fn ends_are_told_apart(lab: Lab) {
 async fn a_vmm_that_is_killed_by_others_is_noticed(lab: Lab) {
     let process = lab.start().await;
     kill(process.pid());
-    assert_eq!(end(&process).await, Exit::Signal { signal: 9 });
+    assert_eq!(end(&lab, &process).await, Exit::Signal { signal: 9 });
     assert_eq!(exited(lab.adopt().await), Exit::Signal { signal: 9 });
 }
 
 async fn a_killed_shim_takes_its_vmm_along(lab: Lab) {
     let process = lab.start().await;
     kill(process.shim_pid());
-    assert_eq!(end(&process).await, Exit::Lost);
+    assert_eq!(end(&lab, &process).await, Exit::Lost);
     assert_eq!(exited(lab.adopt().await), Exit::Lost);
     assert!(!alive(process.pid()));
     lab.start().await;

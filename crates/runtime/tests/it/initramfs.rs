@@ -28,8 +28,13 @@ mount -t proc proc /proc
 for module in /modules/*.ko; do insmod $module; done
 echo "guest boots"
 # The device's name is its own affair; there is one port.
-until [ -c /dev/vport*p1 ]; do sleep 0.02; done
-exec 3<>/dev/vport*p1
+port=
+until [ -c "$port" ]; do
+    sleep 0.02
+    set -- /dev/vport*p1
+    port=$1
+done
+exec 3<>$port
 while :; do
     while read -r command argument <&3; do
         case $command in

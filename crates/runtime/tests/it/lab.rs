@@ -112,9 +112,16 @@ impl Lab {
                 }
             }
         };
-        tokio::time::timeout(GENEROUS, up)
-            .await
-            .expect("the guest answers");
+        if tokio::time::timeout(GENEROUS, up).await.is_err() {
+            let console = RingReader::open(&self.dir.console())
+                .unwrap()
+                .tail(0, 4096)
+                .unwrap();
+            panic!(
+                "no answer from the guest; {}",
+                String::from_utf8_lossy(&console)
+            );
+        }
         guest
     }
 
@@ -129,6 +136,12 @@ impl Lab {
         };
         tokio::time::timeout(GENEROUS, seen).await.expect(words);
         String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// The end of the console, for the message of a test that fails.
+    pub fn last_words(&self) -> String {
+        let ring = RingReader::open(&self.dir.console()).unwrap();
+        String::from_utf8_lossy(&ring.tail(0, 4096).unwrap()).into_owned()
     }
 
     pub fn console_end(&self) -> u64 {
