@@ -49,9 +49,6 @@ pub enum Error {
     LogFilter {
         /// The text.
         filter: String,
-        /// What is wrong with it.
-        #[source]
-        source: tracing_subscriber::filter::ParseError,
     },
     /// An operation was given up by the server.
     #[error("{message}")]
@@ -200,6 +197,10 @@ impl Error {
     /// What to do next, where we know.
     fn hint(&self) -> Option<String> {
         let hint = match self {
+            // The server's own hint is for those who write HTTP.
+            Error::Client(error) if error.kind() == Kind::Unauthenticated => {
+                "set HUTCH_TOKEN to a key of the server; its first one is in admin.key in its data directory"
+            }
             Error::Client(error) => return error.hint(),
             Error::Server(error) => return error.hint(),
             Error::Operation { hint, .. } | Error::Exec { hint, .. } => return hint.clone(),

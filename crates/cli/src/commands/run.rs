@@ -78,11 +78,25 @@ impl Temporary {
         // Interrupted, it goes even when it was to be kept: nobody has learnt its name yet.
         if self.args.keep && !matches!(ended, Err(Error::Interrupted { .. })) {
             self.ui
-                .say(format!("The machine {} is kept.", machine.name));
-        } else {
-            self.delete(&machine, signals).await;
+                .say(format_args!("The machine {} is kept.", machine.name));
+            return ended;
         }
-        ended
+        let failed = match &ended {
+            Ok(_) | Err(Error::Interrupted { .. } | Error::Closed) => None,
+            Err(error) => {
+                error.report(self.ui);
+                Some(error.exit_code(None))
+            }
+        };
+        self.delete(&machine, signals).await;
+        match failed {
+            Some(exit_code) => {
+                self.ui
+                    .say("hint: the machine is deleted now; with --keep it stays, to be looked at");
+                Err(Error::Reported { exit_code })
+            }
+            None => ended,
+        }
     }
 
     async fn create(&self, signals: &mut Signals) -> Result<Machine, Error> {

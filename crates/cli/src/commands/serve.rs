@@ -120,10 +120,8 @@ pub fn load(app: &App, flags: Flags) -> Result<Loaded, Error> {
 }
 
 fn log_to_stderr(filter: &str, format: LogFormat) -> Result<(), Error> {
-    let parsed = EnvFilter::try_new(filter);
-    let filter = parsed.map_err(|source| Error::LogFilter {
+    let filter = EnvFilter::try_new(filter).map_err(|_| Error::LogFilter {
         filter: filter.to_owned(),
-        source,
     })?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

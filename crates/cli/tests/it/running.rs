@@ -126,7 +126,11 @@ async fn run_deletes_the_machine_when_it_fails_too() {
         &["run", "debian-base", "gone"],
     ] {
         let fake = Fake::start().await;
-        assert_eq!(Hutch::at(&fake.url).run(arguments).await.code, Some(125));
+        let ended = Hutch::at(&fake.url).run(arguments).await;
+        assert_eq!(ended.code, Some(125));
+        assert!(
+            ended.stderr.starts_with("error: ") && ended.stderr.contains("with --keep it stays")
+        );
         assert!(
             fake.requests()
                 .contains(&format!("DELETE /v1/machines/{MACHINE_ID}")),

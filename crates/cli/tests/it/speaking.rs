@@ -120,7 +120,13 @@ async fn errors_have_a_hint_and_an_exit_code_of_their_kind() {
     error: machine `absent` not found
     hint: `hutch list` shows all
     ");
-    assert_eq!(hutch.run(&["get", "denied"]).await.code, Some(5));
+    insta::assert_snapshot!(hutch.run(&["get", "denied"]).await.shown(), @r"
+    exit code 5
+    --- stdout
+    --- stderr
+    error: no valid key was shown
+    hint: set HUTCH_TOKEN to a key of the server; its first one is in admin.key in its data directory
+    ");
     assert_eq!(hutch.run(&["get", "hostile"]).await.code, Some(6));
     assert_eq!(
         hutch.run(&["get", "../keys"]).await.code,
