@@ -1,0 +1,13 @@
+//! What a user is promised, with real servers, real guests and real crashes. Every test leaves nothing behind.
+//!
+//! A test whose name has `qemu` in it boots real guests; the others use the stub, whose machines are processes with the
+//! real agent.
+
+#![expect(clippy::unwrap_used, reason = "these are tests")]
+
+mod bad_input;
+mod crash;
+mod import;
+mod isolation;
+mod life;
+mod shell;
