@@ -119,6 +119,8 @@ fn ring_bytes() -> usize {
 }
 
 fn run(channel: Channel, agent: impl FnOnce() -> Agent) -> Result<Ending> {
+    // Our PID 1 waits for its signals blocked, and children inherit that.
+    crate::sys::signal::unblock_all().what("unblock signals")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(THREADS)

@@ -198,11 +198,23 @@ fn streams(exec: &Exec) -> rustix::io::Result<()> {
     Ok(())
 }
 
+/// The raw call, since glibc refuses to touch the two signals that it uses itself, and they may have been ignored when
+/// the agent was started.
 fn default_signals() {
-    // SAFETY: SIG_DFL runs no code; numbers that cannot be set are refused. The set is initialised before use.
+    const MASK_BYTES: usize = 8;
+    // SIG_DFL, no flags, no restorer, no mask, in the layout of every architecture.
+    let default = [0u64; 4];
+    // SAFETY: the kernel reads at most as much as `default` has; SIG_DFL runs no code.
     unsafe {
         for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
+            let old = ptr::null_mut::<u64>();
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const default,
+                old,
+                MASK_BYTES,
+            );
         }
         let mut none = MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(none.as_mut_ptr());

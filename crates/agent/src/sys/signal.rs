@@ -17,6 +17,23 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::kill(pid, signal) })
 }
 
+/// Lets every signal through to this thread, whatever its starter had blocked.
+///
+/// # Errors
+/// None that a kernel has.
+pub fn unblock_all() -> io::Result<()> {
+    let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is written by sigemptyset before it is read.
+    unsafe {
+        check(libc::sigemptyset(none.as_mut_ptr()))?;
+        check(libc::pthread_sigmask(
+            libc::SIG_SETMASK,
+            none.as_ptr(),
+            std::ptr::null_mut(),
+        ))
+    }
+}
+
 /// A set of signals that are blocked in this thread, to be taken one by one.
 pub struct SignalSet(libc::sigset_t);
 

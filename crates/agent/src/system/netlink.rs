@@ -55,13 +55,14 @@ pub fn up(interface: &str) -> io::Result<()> {
 /// # Errors
 /// A malformed address, an interface that does not appear, or the kernel's refusal.
 pub fn configure(addresses: &[pb::Address]) -> io::Result<()> {
-    let mut wanted: BTreeMap<&str, Vec<Wanted>> = BTreeMap::new();
-    for address in addresses {
-        let parsed = Wanted::parse(address)?;
-        wanted.entry(&address.interface).or_default().push(parsed);
+    let parsed: io::Result<Vec<Wanted>> = addresses.iter().map(Wanted::parse).collect();
+    // By index, since one interface may be named in two ways.
+    let mut wanted: BTreeMap<u32, Vec<Wanted>> = BTreeMap::new();
+    for (address, parsed) in addresses.iter().zip(parsed?) {
+        let index = wait_for(&address.interface)?;
+        wanted.entry(index).or_default().push(parsed);
     }
-    for (interface, addresses) in wanted {
-        let index = wait_for(interface)?;
+    for (index, addresses) in wanted {
         let mut socket = Socket::open(0)?;
         socket.up(index)?;
         for old in socket.addresses(index)? {
