@@ -34,8 +34,8 @@ pub struct Args {
     /// Delete the machine afterwards, which is the default
     #[arg(long, conflicts_with = "keep")]
     rm: bool,
-    /// Start a server for this command alone
-    #[arg(long, conflicts_with = "url")]
+    /// Start a server for this command alone, in the data directory of this machine
+    #[arg(long)]
     embedded: bool,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true)]

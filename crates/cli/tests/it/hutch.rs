@@ -100,3 +100,9 @@ pub async fn ended(child: Child) -> Ended {
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
 }
+
+/// Sends it a signal.
+pub fn send(child: &Child, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}

@@ -8,4 +8,5 @@ mod files;
 mod hutch;
 mod machines;
 mod running;
+mod serving;
 mod speaking;

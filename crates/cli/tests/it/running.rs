@@ -3,7 +3,7 @@
 use tokio::io::AsyncReadExt;
 
 use crate::fake::{Fake, MACHINE_ID};
-use crate::hutch::{Hutch, ended};
+use crate::hutch::{Hutch, ended, send};
 
 #[tokio::test]
 async fn streams_stay_apart_and_the_exit_code_is_the_commands() {
@@ -204,9 +204,4 @@ async fn a_machine_whose_creation_was_not_yet_answered_is_deleted_too() {
         fake.requests()
             .contains(&format!("DELETE /v1/machines/{MACHINE_ID}"))
     );
-}
-
-fn send(child: &tokio::process::Child, signal: rustix::process::Signal) {
-    let pid = rustix::process::Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
-    rustix::process::kill_process(pid, signal).unwrap();
 }
