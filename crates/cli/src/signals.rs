@@ -1,12 +1,19 @@
 //! The signals that tell a command to end.
 
+use std::time::Duration;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 
 use crate::error::Error;
+
+/// Signals that follow one another so closely are one: `timeout` and others send theirs to the process and to its group.
+const BURST: Duration = Duration::from_millis(500);
 
 /// SIGHUP, SIGINT and SIGTERM, but for those that whoever started us wants ignored, as `nohup` and `&` in a script do.
 pub struct Signals {
     listeners: Vec<(u8, Signal)>,
+    last: Option<Instant>,
 }
 
 impl Signals {
@@ -27,7 +34,10 @@ impl Signals {
                 listeners.push((number, listener));
             }
         }
-        Ok(Signals { listeners })
+        Ok(Signals {
+            listeners,
+            last: None,
+        })
     }
 
     /// The number of the next signal.
@@ -35,13 +45,19 @@ impl Signals {
         if self.listeners.is_empty() {
             return std::future::pending().await;
         }
-        let waiting = self.listeners.iter_mut().map(|(number, listener)| {
-            Box::pin(async move {
-                listener.recv().await;
-                *number
-            })
-        });
-        futures::future::select_all(waiting).await.0
+        loop {
+            let waiting = self.listeners.iter_mut().map(|(number, listener)| {
+                Box::pin(async move {
+                    listener.recv().await;
+                    *number
+                })
+            });
+            let number = futures::future::select_all(waiting).await.0;
+            if self.last.is_none_or(|last| last.elapsed() > BURST) {
+                self.last = Some(Instant::now());
+                return number;
+            }
+        }
     }
 
     /// Does some work until a signal comes; dropping it must be enough to undo it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
@@ -78,7 +78,14 @@ impl Fake {
     /// Waits until a machine has been created, whether or not that was answered.
     pub async fn has_a_machine(&self) {
         while self.memory().created.is_empty() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until something has been asked for.
+    pub async fn asked(&self, what: &str) {
+        while !self.requests().iter().any(|request| request.contains(what)) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -282,7 +289,11 @@ async fn wait(
         .values()
         .any(|created| created.name.as_str() == "doomed");
     match query["status"].as_str() {
-        "deleted" => StatusCode::NO_CONTENT.into_response(),
+        "deleted" => {
+            // Long enough for something to come in between.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            StatusCode::NO_CONTENT.into_response()
+        }
         _ if doomed => error(
             409,
             "machine_failed",
