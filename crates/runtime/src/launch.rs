@@ -23,6 +23,9 @@ use crate::{Error, MachineDir, sys};
 
 /// Time for the shim to come up and start the VMM.
 const SHIM_STARTS: Duration = Duration::from_secs(10);
+/// A lock that is held an instant only belongs to somebody who looks whether it is held.
+const LOCK_TRIES: u32 = 10;
+const LOCK_AGAIN: Duration = Duration::from_millis(10);
 /// Time for a VMM to die whose shim is dead.
 const ORPHAN_DIES: Duration = Duration::from_secs(5);
 
@@ -260,7 +263,15 @@ fn spawn(
         _ => {}
     }
     let lock_path = dir.file(MachineDir::LOCK);
-    let (lock, ours) = lock(dir, true).map_err(Error::io("lock", lock_path))?;
+    let mut tries = LOCK_TRIES;
+    let (lock, ours) = loop {
+        let tried = lock(dir, true).map_err(Error::io("lock", &lock_path))?;
+        tries -= 1;
+        if tried.1 || tries == 0 {
+            break tried;
+        }
+        std::thread::sleep(LOCK_AGAIN);
+    };
     if !ours {
         return Err(Error::Locked {
             dir: dir.path().to_owned(),

@@ -1,6 +1,7 @@
 //! The same promises of every runtime.
 
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use hutch_contract::machine::Exit;
@@ -29,6 +30,7 @@ promises! {
     ends_are_told_apart
     a_vmm_that_is_killed_by_others_is_noticed
     a_killed_shim_takes_its_vmm_along
+    a_vmm_that_hangs_is_given_up_and_can_be_killed
     pause_stops_the_guest_and_resume_goes_on
     the_console_is_bounded_and_blocks_nobody
     the_vmm_has_only_what_it_needs
@@ -76,7 +78,10 @@ async fn a_machine_runs_and_is_found_again(lab: Lab) {
     assert_eq!(end(&lab, &process).await, Exit::Killed);
     assert_eq!(end(&lab, &found).await, Exit::Killed);
     assert_eq!(exited(lab.adopt().await), Exit::Killed);
-    assert!(!alive(process.pid()) && !alive(process.shim_pid()));
+    // Nor is a zombie left.
+    for pid in [process.pid(), process.shim_pid()] {
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
     lab.runtime.kill(&lab.dir).await.unwrap();
 
     // Nothing of the last run is taken for this one's.
@@ -119,6 +124,25 @@ async fn server_that_is_killed() {
     )
     .unwrap();
     std::future::pending::<()>().await;
+}
+
+/// What listens on the host's loopback is out of a guest's reach in every network mode.
+#[tokio::test]
+async fn a_restricted_guest_does_not_reach_its_host() {
+    let Some(lab) = Lab::new("qemu").await else {
+        return;
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    lab.start().await;
+    let mut guest = lab.guest().await;
+    for host in ["10.0.2.2", "127.0.0.1"] {
+        guest.say(&format!("reach {host} {port}")).await;
+        let answer = tokio::time::timeout(GENEROUS, guest.hear()).await.unwrap();
+        assert_eq!(answer, "unreachable", "{host}");
+    }
+    let accepted = tokio::time::timeout(std::time::Duration::ZERO, listener.accept()).await;
+    assert!(accepted.is_err(), "{accepted:?}");
 }
 
 async fn a_machine_outlives_its_server(lab: Lab) {
@@ -187,6 +211,22 @@ async fn a_killed_shim_takes_its_vmm_along(lab: Lab) {
     assert_eq!(exited(lab.adopt().await), Exit::Lost);
     assert!(!alive(process.pid()));
     lab.start().await;
+}
+
+async fn a_vmm_that_hangs_is_given_up_and_can_be_killed(lab: Lab) {
+    let process = lab.start().await;
+    let stop = |pid: u32| {
+        let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, Signal::STOP).unwrap();
+    };
+    stop(process.pid());
+    let paused = lab.runtime.pause(&lab.dir).await;
+    assert!(matches!(paused, Err(Error::Timeout { .. })), "{paused:?}");
+    // Its shim may hang too.
+    stop(process.shim_pid());
+    lab.runtime.kill(&lab.dir).await.unwrap();
+    assert_eq!(end(&lab, &process).await, Exit::Killed);
+    assert!(!alive(process.pid()));
 }
 
 async fn pause_stops_the_guest_and_resume_goes_on(lab: Lab) {

@@ -113,15 +113,10 @@ impl Lab {
             }
         };
         if tokio::time::timeout(GENEROUS, up).await.is_err() {
-            let console = RingReader::open(&self.dir.console())
-                .unwrap()
-                .tail(0, 4096)
-                .unwrap();
-            panic!(
-                "no answer from the guest; {}",
-                String::from_utf8_lossy(&console)
-            );
+            panic!("no answer from the guest; {}", self.last_words());
         }
+        // Behind all the answers to what was said too early.
+        guest.ping("settled").await;
         guest
     }
 

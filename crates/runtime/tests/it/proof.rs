@@ -9,7 +9,7 @@ use hutch_runtime::{Adopted, Error, RuntimeConfig, table::Runtimes};
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, alive};
+use crate::lab::{GENEROUS, Lab, alive};
 
 async fn stub() -> Lab {
     Lab::new("stub").await.unwrap()
@@ -41,6 +41,11 @@ impl Innocent {
                 .spawn()
                 .unwrap(),
         )
+    }
+
+    /// Of an earlier process with the same number.
+    fn predecessor(&self) -> Value {
+        json!({"pid": self.0.id(), "start_time": start_time(self.0.id()) - 1})
     }
 
     fn identity(&self) -> Value {
@@ -96,6 +101,47 @@ async fn a_vmm_that_hangs_is_given_up_and_ended() {
     for who in ["shim", "vmm"] {
         assert!(!alive(record[who]["pid"].as_u64().unwrap() as u32), "{who}");
     }
+}
+
+#[tokio::test]
+async fn a_start_that_nobody_waits_for_goes_on() {
+    let lab = stub().await;
+    let taken = async {
+        while !lab.dir.file("run/lock").exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = taken => {}
+        started = lab.runtime.start(&lab.dir, &lab.spec) => panic!("{started:?}"),
+    }
+    let found = async {
+        loop {
+            match lab.adopt().await {
+                // The lock is there and not yet taken.
+                Adopted::Absent => tokio::task::yield_now().await,
+                Adopted::Running(process) => return process,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let process = tokio::time::timeout(GENEROUS, found).await.unwrap();
+    lab.guest().await.ping("up").await;
+    process.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_power_button_ends_the_stub() {
+    let lab = stub().await;
+    let process = lab.start().await;
+    lab.runtime.stop(&lab.dir).await.unwrap();
+    assert_eq!(process.wait().await.exit, Exit::PowerOff);
+    let stopped = lab.runtime.stop(&lab.dir).await;
+    assert!(
+        matches!(stopped, Err(Error::NotRunning { .. })),
+        "{stopped:?}"
+    );
 }
 
 #[tokio::test]
@@ -177,9 +223,8 @@ async fn forged_records_are_not_believed() {
     let truth = record(&lab);
     let innocent = Innocent::new(Stdio::null());
 
-    // Numbers given out again: the pids are right or innocent, the start times are not.
     let mut reused = truth.clone();
-    reused["shim"]["pid"] = json!(innocent.0.id());
+    reused["shim"] = innocent.predecessor();
     set_record(&lab, &reused);
     assert!(doubted(&lab).await.contains("not by the recorded shim"));
 
@@ -215,7 +260,7 @@ async fn a_number_given_out_again_is_no_orphan() {
     std::fs::remove_file(lab.dir.file("run/exit.json")).unwrap();
     std::fs::remove_file(lab.dir.file("run/killed")).unwrap();
     let mut reused = record(&lab);
-    reused["vmm"]["pid"] = json!(innocent.0.id());
+    reused["vmm"] = innocent.predecessor();
     set_record(&lab, &reused);
     match lab.adopt().await {
         Adopted::Exited(report) => assert_eq!(report.exit, Exit::Lost),
