@@ -27,6 +27,8 @@ pub use routes::{Until, Upload};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an ordinary answer may take; added to the time that a request asks the server to wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an unused connection is kept: less than the server's 10 s, so that none is used just as it closes.
+const POOL_IDLE: Duration = Duration::from_secs(5);
 /// The most bytes of an answer that is read as a whole: a blocking exec's two streams with every byte escaped, or a
 /// page of a thousand rows, fit well.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
@@ -96,6 +98,7 @@ impl Client {
         let builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_keepalive(Duration::from_secs(30))
+            .pool_idle_timeout(POOL_IDLE)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy();
         let (builder, base) = match &target {

@@ -4,10 +4,12 @@
 //! directory, so a second server on it ends here, before it could take the first one's socket away.
 
 use std::fs;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,10 +18,11 @@ use axum::body::Body;
 use hutch_engine::Engine;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,6 +41,9 @@ const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_CONNECTIONS: usize = 1024;
 /// How long requests may go on once the server ends.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long, and for how many bytes, a client may go on sending after its connection's last answer.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: u64 = 64 * 1024 * 1024;
 /// How long to wait when the system gives no connection, for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -221,17 +227,17 @@ impl Serving {
     }
 
     /// Serves one connection in a task of its own, for as long as it holds its place.
-    fn spawn<S>(&self, stream: S, peer: Peer, place: tokio::sync::OwnedSemaphorePermit)
+    fn spawn<S>(&self, stream: S, peer: Peer, place: OwnedSemaphorePermit)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let router = self.router.clone();
-        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(peer);
-            router.clone().oneshot(request)
+            Box::pin(router.clone().oneshot(request))
         });
-        let connection = http1::Builder::new()
+        let mut connection = http1::Builder::new()
             // Without a timer hyper ignores the deadline.
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_DEADLINE)
@@ -240,20 +246,31 @@ impl Serving {
         let (closing, cut) = (self.closing.clone(), self.cut.clone());
         self.connections.spawn(async move {
             let _place = place;
-            tokio::pin!(connection);
             let served = tokio::select! {
-                served = connection.as_mut() => served,
+                served = poll_fn(|cx| connection.poll_without_shutdown(cx)) => served,
                 () = closing.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
+                    Pin::new(&mut connection).graceful_shutdown();
                     tokio::select! {
-                        served = connection => served,
+                        served = poll_fn(|cx| connection.poll_without_shutdown(cx)) => served,
                         () = cut.cancelled() => return,
                     }
                 }
             };
             if let Err(error) = served {
-                debug!(error = %error, "a connection ended early");
+                debug!(%error, "a connection ended early");
+            }
+            let stream = connection.into_parts().io.into_inner();
+            tokio::select! {
+                _ = timeout(LINGER, linger(stream)) => {}
+                () = closing.cancelled() => {}
             }
         });
     }
+}
+
+/// Ends our side, and swallows what the client still sends until it ends its own. A socket that is closed with unread
+/// bytes is reset, and the client would lose the answer that says why its upload was refused.
+async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<u64> {
+    stream.shutdown().await?;
+    tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink()).await
 }

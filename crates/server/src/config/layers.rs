@@ -70,9 +70,7 @@ fn collect(path: &str, value: &Value, see: &mut impl FnMut(&str, String)) {
         Value::Empty(..) => return,
         Value::String(_, text) => text.clone(),
         Value::Bool(_, flag) => flag.to_string(),
-        other => other
-            .to_u128()
-            .map_or_else(|| format!("{other:?}"), |number| number.to_string()),
+        other => whole(other).map_or_else(|| format!("{other:?}"), |number| number.to_string()),
     };
     see(path, text);
 }
@@ -253,11 +251,7 @@ fn check(figment: &Figment, key: &Key) -> Result<(), Error> {
     let Ok(value) = figment.find_value(key.path) else {
         return Ok(());
     };
-    let number = || {
-        value
-            .to_u128()
-            .and_then(|number| u64::try_from(number).ok())
-    };
+    let number = || whole(&value).and_then(|number| u64::try_from(number).ok());
     let (good, problem) = match &key.shape {
         Shape::Text => (
             value.as_str().is_some_and(|text| !text.is_empty()),
@@ -281,6 +275,15 @@ fn check(figment: &Figment, key: &Key) -> Result<(), Error> {
         origin: origin(figment, key.path),
         problem: problem.to_owned(),
         allowed: Some(key.shape.allowed()),
+    })
+}
+
+/// A whole number, whichever way its source wrote it.
+fn whole(value: &Value) -> Option<i128> {
+    value.to_i128().or_else(|| {
+        value
+            .to_u128()
+            .and_then(|number| i128::try_from(number).ok())
     })
 }
 

@@ -25,7 +25,7 @@ use utoipa::openapi::{ContentBuilder, OpenApi, Ref};
 struct Frame;
 
 /// Statuses and what they mean here.
-const ERRORS: [(&str, &str); 15] = [
+const ERRORS: [(&str, &str); 14] = [
     ("400", "The request cannot be meant so."),
     ("401", "No valid key was shown."),
     ("403", "The key may not do this."),
@@ -40,7 +40,6 @@ const ERRORS: [(&str, &str); 15] = [
     ("503", "Something it needs is not there now."),
     ("504", "It took longer than its deadline."),
     ("507", "The host has no room left."),
-    ("405", "The path does not know this method."),
 ];
 
 /// Puts the handlers' part into the frame.
@@ -61,6 +60,16 @@ pub(super) fn finish(described: OpenApi) -> OpenApi {
     for (name, scheme) in schemes {
         components.add_security_scheme(name, scheme);
     }
+    for (status, meaning) in ERRORS {
+        let schema = Ref::from_schema_name("ErrorBody");
+        let content = ContentBuilder::new().schema(Some(schema)).build();
+        let response = ResponseBuilder::new()
+            .description(meaning)
+            .content("application/json", content);
+        components
+            .responses
+            .insert(format!("Error{status}"), response.build().into());
+    }
     for (path, item) in &mut document.paths.paths {
         let operations = [
             &mut item.get,
@@ -69,35 +78,41 @@ pub(super) fn finish(described: OpenApi) -> OpenApi {
             &mut item.delete,
         ];
         for operation in operations.into_iter().flatten() {
+            name(operation);
             add_errors(path, operation);
         }
     }
     document
 }
 
+/// Names an operation by its resource too: `list` alone would be several.
+fn name(operation: &mut Operation) {
+    let tag = operation.tags.iter().flatten().next();
+    if let (Some(tag), Some(id)) = (tag, &mut operation.operation_id)
+        && id != tag
+    {
+        *id = format!("{tag}_{id}");
+    }
+}
+
 /// Adds the errors that a route can answer with, seen from its shape.
 fn add_errors(path: &str, operation: &mut Operation) {
     let keyed = path.starts_with("/v1/");
     let body = operation.request_body.is_some();
-    for (status, meaning) in ERRORS {
+    for (status, _) in ERRORS {
         let possible = match status {
             "500" => true,
-            "405" => false,
             "408" | "413" | "415" => keyed && body,
-            "404" => keyed && path.contains('{') || body,
+            // Also in a body something can be named that is not there.
+            "404" => keyed && (path.contains('{') || body),
             _ => keyed,
         };
         if possible {
-            let schema = Ref::from_schema_name("ErrorBody");
-            let content = ContentBuilder::new().schema(Some(schema)).build();
-            let response = ResponseBuilder::new()
-                .description(meaning)
-                .content("application/json", content);
-            operation
-                .responses
-                .responses
+            let response = Ref::new(format!("#/components/responses/Error{status}"));
+            let responses = &mut operation.responses.responses;
+            responses
                 .entry(status.to_owned())
-                .or_insert_with(|| response.build().into());
+                .or_insert_with(|| response.into());
         }
     }
 }

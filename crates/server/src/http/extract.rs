@@ -102,6 +102,12 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
             let message = "the body took longer than 30 s to arrive";
             Failure::with_status(StatusCode::REQUEST_TIMEOUT, "slow_body", message)
         })??;
+        // serde would also take a list, with the fields in the order of their declaration.
+        if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+            return Err(Failure::invalid(
+                "the body is wrong: it must be a JSON object",
+            ));
+        }
         axum::Json::<T>::from_bytes(&body)
             .map(|json| Json(json.0))
             .map_err(|refusal| {

@@ -323,11 +323,11 @@ async fn a_key_that_may_read_changes_nothing_anywhere() {
         let (response, body) = bench.send_to(routes.clone(), request).await;
         let only_looks = method == Method::GET || path.ends_with("/wait");
         let text = String::from_utf8_lossy(&body);
+        let status = response.status();
         assert_eq!(
-            response.status() == 403,
+            status == 403,
             !only_looks,
-            "{method} {path}: {} {text}",
-            response.status()
+            "{method} {path}: {status} {text}"
         );
     }
 }
@@ -387,10 +387,13 @@ async fn a_bad_body_is_refused_with_the_field_named() {
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let deep_field = format!(r#"{{"image":{deep}}}"#);
     let cases: [(&[u8], &str); 20] = [
-        (b"", "EOF"),
+        (b"", "must be a JSON object"),
         (b"{", "EOF"),
-        (b"null", "null"),
-        (b"[]", "image"),
+        (b"null", "must be a JSON object"),
+        (
+            br#"["x",null,null,null,null,null,{},{},false]"#,
+            "must be a JSON object",
+        ),
         (b"{}", "image"),
         (br#"{"image":"x"} {}"#, "trailing"),
         (br#"{"image":"x","image":"y"}"#, "duplicate field `image`"),
@@ -418,7 +421,7 @@ async fn a_bad_body_is_refused_with_the_field_named() {
         (br#"{"image":"x","disk_gib":NaN}"#, "expected value"),
         (br#"{"image":"x","name":"../x"}"#, "name: "),
         (b"{\"image\":\"\xff\"}", "unicode"),
-        (b"\xef\xbb\xbf{\"image\":\"x\"}", "expected value"),
+        (b"\xef\xbb\xbf{\"image\":\"x\"}", "must be a JSON object"),
     ];
     let post = || Request::post("/v1/machines").header(header::CONTENT_TYPE, "application/json");
     for (body, part) in cases {
@@ -741,6 +744,18 @@ async fn the_document_and_its_page_are_there_without_a_key_and_need_nothing_from
             .starts_with("default-src 'none'")
     );
     assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("innerHTML"));
+}
+
+#[test]
+fn every_operation_has_a_name_of_its_own() {
+    let document: Value = serde_json::from_str(&crate::openapi()).unwrap();
+    let items = document["paths"].as_object().unwrap().values();
+    let operations = items.flat_map(|item| item.as_object().unwrap().values());
+    let names: Vec<_> = operations
+        .map(|operation| operation["operationId"].as_str().unwrap())
+        .collect();
+    let different: std::collections::BTreeSet<_> = names.iter().collect();
+    assert_eq!(different.len(), names.len(), "{names:?}");
 }
 
 #[test]
