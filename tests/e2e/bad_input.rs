@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use hutch_contract::machine::Status;
-use hutch_tests::{Lab, Runtime, is_root, lab};
+use hutch_tests::{Lab, Runtime, is_root, lab, wait_until};
 
 const RUNNING: &str = "/v1/machines?wait=running&timeout_ms=60000";
 
@@ -68,7 +68,7 @@ async fn requests_that_cannot_be_meant_so() {
         .with_hint();
     lab.raw("GET", "/v1/nothing", "")
         .await
-        .must_be(404, "not_found");
+        .must_be(404, "no_such_route");
     assert_eq!(lab.raw("PATCH", "/v1/machines", "{}").await.status, 405);
 
     lab.create("a").await;
@@ -176,7 +176,7 @@ async fn a_disk_that_is_full() {
         hutch_tests::skip!("only root can mount a small file system");
     }
     let lab = lab!(Runtime::Stub).env("HUTCH_LIMITS_DISK_RESERVE_MIB", "0");
-    let Some(_mounted) = Mounted::new(lab.data_dir(), "48m") else {
+    let Some(_mounted) = Mounted::new(lab.data_dir(), "256m") else {
         hutch_tests::skip!("mount is refused");
     };
     let lab = lab.start().await;
@@ -282,13 +282,16 @@ async fn sick(lab: Lab, behaviour: &str) {
     let machine = lab.client().machine("sick").await.unwrap();
     assert_eq!(machine.status, Status::Failed);
     assert!(machine.reason.is_some_and(|reason| !reason.is_empty()));
-    assert!(
-        !lab.inventory()
-            .iter()
-            .any(|item| item.starts_with("process")),
-        "{:?}",
-        lab.inventory()
-    );
+    wait_until(
+        "no process of it is left",
+        Duration::from_secs(60),
+        async || {
+            !lab.inventory()
+                .iter()
+                .any(|item| item.starts_with("process"))
+        },
+    )
+    .await;
     let exec = lab
         .raw("POST", "/v1/machines/sick/exec", r#"{"command": ["true"]}"#)
         .await;

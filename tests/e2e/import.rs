@@ -31,7 +31,7 @@ async fn hostile_tars_are_refused_with_the_entry_named() {
     }
     let mut short = root_tar(1, &[]);
     short.truncate(700_000);
-    refused(&lab, "noise", short).await;
+    refused(&lab, "cut short", short).await;
 
     assert_eq!(lab.inventory(), [""; 0]);
     let good = lab.import("tried", root_tar(1, &[])).await.unwrap();

@@ -226,6 +226,12 @@ impl Lab {
         assert!(ended.unwrap().success(), "{}", self.log());
     }
 
+    /// Stops the server's execution, or lets it go on: meanwhile guests and tests have each other to themselves.
+    pub fn freeze(&self, frozen: bool) {
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        host::kill(self.server_pid().try_into().unwrap(), signal);
+    }
+
     /// Process id of the server.
     pub fn server_pid(&self) -> u32 {
         self.server
@@ -478,8 +484,11 @@ fn processes_of(dir: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Where the programs under test were built: beside this test.
+/// Where the programs under test are: in `HUTCH_TEST_PROGRAMS`, else beside this test.
 fn built() -> PathBuf {
+    if let Some(dir) = std::env::var_os("HUTCH_TEST_PROGRAMS") {
+        return dir.into();
+    }
     let test = std::env::current_exe().unwrap();
     let dir = test.ancestors().find(|dir| dir.join("hutch").is_file());
     dir.expect("`cargo xtask build` was run").to_owned()
