@@ -9,7 +9,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -249,7 +248,7 @@ impl Serving {
             let served = tokio::select! {
                 served = poll_fn(|cx| connection.poll_without_shutdown(cx)) => served,
                 () = closing.cancelled() => {
-                    Pin::new(&mut connection).graceful_shutdown();
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
                     tokio::select! {
                         served = poll_fn(|cx| connection.poll_without_shutdown(cx)) => served,
                         () = cut.cancelled() => return,

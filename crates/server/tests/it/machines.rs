@@ -510,7 +510,10 @@ async fn an_image_can_be_looked_at_and_deleted() {
         return;
     };
     let image = client.image("tiny").await.unwrap();
-    assert_eq!(client.all_images().await.unwrap(), [image.clone()]);
+    assert_eq!(
+        client.all_images().await.unwrap(),
+        std::slice::from_ref(&image)
+    );
     client.delete_image(image.id.as_str()).await.unwrap();
     assert_eq!(
         client.image("tiny").await.unwrap_err().code(),
