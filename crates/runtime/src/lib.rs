@@ -71,7 +71,8 @@ pub trait Runtime: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Locked`] when something of this machine is alive already; [`Error::Exited`] with the VMM's own words
-    /// when it ended at once. Nothing is left running after an error.
+    /// when it ended at once. Nothing is left running after an error. A future that is dropped leaves a start that goes
+    /// on and can be adopted.
     async fn start(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Process, Error>;
 
     /// Continues a machine from a memory snapshot in the directory `snapshot`, relative to the machine's. The same
@@ -89,7 +90,8 @@ pub trait Runtime: Send + Sync {
     /// Asks the guest to power off by the VMM's own means (a power button). Guests with an agent are asked there.
     async fn stop(&self, dir: &MachineDir) -> Result<(), Error>;
 
-    /// Ends the VMM at once. A machine that does not run is no error; one whose identity cannot be proved is.
+    /// Ends the VMM at once and waits until it is gone. A machine that does not run is no error; one whose identity
+    /// cannot be proved is [`Error::Unproved`], and nothing is done to it.
     async fn kill(&self, dir: &MachineDir) -> Result<(), Error>;
 
     /// Stops execution; memory stays.

@@ -5,8 +5,8 @@
 //! The guest `lines` needs no agent: it reads commands as lines from its channel (`ping WORD`, `print TEXT`,
 //! `flood KIB`, `poweroff`, `reboot`, `panic`), as the initramfs of the conformance tests does in real machines.
 //!
-//! An agent that exits with 0 has powered off, with [`REBOOT`] it wants a reboot; otherwise it is started again, as
-//! PID 1 of a guest would.
+//! An agent that exits with 0 has powered off, with [`REBOOT`] it wants a reboot, with [`USAGE`] it is the wrong one;
+//! otherwise it is started again, as PID 1 of a guest would.
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
@@ -27,7 +27,10 @@ use tokio::sync::watch;
 use crate::sys;
 
 /// The exit code by which the agent asks for a reboot.
-pub const REBOOT: i32 = 10;
+pub const REBOOT: i32 = 64;
+
+/// The exit code by which the agent refuses its arguments.
+const USAGE: i32 = 2;
 
 pub(super) const AGENT_FD: i32 = 3;
 pub(super) const MONITOR_FD: i32 = 4;
@@ -213,6 +216,10 @@ async fn keep_agent(
         match code {
             Some(0) => machine.end("guest-shutdown"),
             Some(REBOOT) => machine.end("guest-reset"),
+            Some(USAGE) => {
+                fail("the agent refuses its arguments");
+                std::process::exit(1)
+            }
             _ => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }

@@ -1,13 +1,15 @@
 //! Starts that go wrong, and records that lie: nothing is left running, and nobody innocent is signalled.
 
 use std::fs::File;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use hutch_contract::error::Kind;
 use hutch_contract::machine::Exit;
-use hutch_runtime::{Adopted, Error, RuntimeConfig, table::Runtimes};
+use hutch_runtime::{Adopted, Channel, Error, RuntimeConfig, table::Runtimes};
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::lab::{GENEROUS, Lab, alive};
 
@@ -276,7 +278,7 @@ async fn a_crashed_agent_is_started_again_and_its_reboot_is_seen() {
     let mut lab = stub().await;
     let agent = lab.dir.file("agent");
     let script =
-        "#!/bin/sh\n[ -e crashed ] && echo \"again: $*\" && exit 10\n: > crashed\nkill -9 $$\n";
+        "#!/bin/sh\n[ -e crashed ] && echo \"again: $*\" && exit 64\n: > crashed\nkill -9 $$\n";
     std::fs::write(&agent, script).unwrap();
     std::fs::set_permissions(&agent, PermissionsExt::from_mode(0o755)).unwrap();
     let program = env!("CARGO_BIN_EXE_hutch-stub-vmm");
@@ -295,4 +297,62 @@ async fn a_crashed_agent_is_started_again_and_its_reboot_is_seen() {
     assert_eq!(process.wait().await.exit, Exit::Reboot);
     lab.console_with(0, "again: serve --fd 3 --root guest")
         .await;
+}
+
+#[tokio::test]
+async fn the_real_agent_is_the_stubs_guest() {
+    let mut lab = stub().await;
+    let program = Path::new(env!("CARGO_BIN_EXE_hutch-stub-vmm"));
+    let agent = program.with_file_name("hutch-agent");
+    if !agent.is_file() {
+        println!("skipped: {} is not built", agent.display());
+        return;
+    }
+    let runtimes = Runtimes::new(|_| RuntimeConfig {
+        launcher: program.into(),
+        program: Some(program.into()),
+        acceleration: None,
+        agent: agent.clone(),
+        console_bytes: 1 << 16,
+    });
+    lab.runtime = runtimes.get("stub").unwrap().clone();
+    lab.behave("{}");
+    let process = lab.start().await;
+    let Channel::Connection(mut stream) = lab.runtime.channel(&lab.dir).await.unwrap() else {
+        panic!("the stub's channel is a connection");
+    };
+    // An HTTP/2 client begins with these words and a SETTINGS frame (type 4), and so does the answer.
+    let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    stream.write_all(hello).await.unwrap();
+    let mut frame = [0; 9];
+    let answered = tokio::time::timeout(GENEROUS, stream.read_exact(&mut frame)).await;
+    answered.unwrap().unwrap();
+    assert_eq!(frame[3], 4);
+
+    let agents = || children(process.pid(), "serve --fd 3 --root guest");
+    let [agent] = agents()[..] else {
+        panic!("{:?}", agents())
+    };
+    lab.runtime.kill(&lab.dir).await.unwrap();
+    let gone = async {
+        while alive(agent) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(GENEROUS, gone)
+        .await
+        .expect("the agent dies with its VMM");
+}
+
+/// Children of a process whose arguments are these.
+fn children(pid: u32, arguments: &str) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    let is_it = |pid: &u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        String::from_utf8_lossy(&line)
+            .replace('\0', " ")
+            .contains(arguments)
+    };
+    children.filter(is_it).collect()
 }
