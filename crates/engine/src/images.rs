@@ -497,7 +497,7 @@ fn build(
     cancel: &AtomicBool,
 ) -> Result<Built, Error> {
     fs::DirBuilder::new()
-        .mode(0o711)
+        .mode(0o700)
         .create(stage)
         .map_err(|source| io_error("create", stage, source))?;
     let mut progress = |report: hutch_image::Progress| {

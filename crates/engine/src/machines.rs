@@ -403,6 +403,7 @@ impl Engine {
     /// # Errors
     /// [`Error::WrongStatus`] while it is being deleted; what is short on the host.
     pub async fn start(&self, who: &Principal, reference: &str) -> Result<Machine, Error> {
+        access::check(who, Access::Write)?;
         let asked = self.machine(who, reference)?;
         if matches!(asked.status, Status::Stopped | Status::Failed) {
             let size = Size {

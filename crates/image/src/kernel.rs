@@ -30,7 +30,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Counts up when the content of a cached directory changes its form.
-const FORM: &str = "1";
+const FORM: &str = "2";
 
 /// Where the kernel comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -261,7 +261,11 @@ fn initramfs(out: impl io::Write, agent: &[u8], modules: &Path) -> io::Result<()
             &fs::read(modules.join(name))?,
         )?;
     }
-    cpio.file("modules", 0o644, order.as_bytes())?;
+    let paths: String = order
+        .lines()
+        .map(|name| format!("/lib/modules/{name}\n"))
+        .collect();
+    cpio.file("modules", 0o644, paths.as_bytes())?;
     cpio.finish()?.flush()
 }
 

@@ -75,6 +75,10 @@ impl Runtime for Stub {
         NAME
     }
 
+    fn boots_kernel(&self) -> bool {
+        false
+    }
+
     async fn probe(&self) -> RuntimeInfo {
         let program = self.config.program.as_deref();
         let usable = program.is_some_and(Path::is_file);
