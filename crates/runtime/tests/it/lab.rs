@@ -1,13 +1,13 @@
 //! Machines for tests: their directories, their guests, and what the kernel says about their processes.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hutch_runtime::ring::{Follower, RingReader};
 use hutch_runtime::table::Runtimes;
 use hutch_runtime::{Adopted, Channel, MachineDir, MachineSpec, Nic, Runtime, RuntimeConfig, User};
+use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::initramfs;
@@ -148,20 +148,21 @@ impl Lab {
 }
 
 impl Drop for Lab {
+    /// A machine whose test failed must not stay, whatever its record says: its shim has our lock for its input.
     fn drop(&mut self) {
-        // What the record names, if its shim still has our lock: a machine whose test failed must not stay.
-        let record = std::fs::read(self.dir.file("run/shim.json")).unwrap_or_default();
-        let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
-        let Some(shim) = record["shim"]["pid"].as_i64() else {
-            return;
+        let lock = self.dir.file("run/lock");
+        let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+            let name = entry.unwrap().file_name();
+            name.to_str()?.parse::<u32>().ok()
+        });
+        let holds = |pid: &u32| {
+            let input = std::fs::read_link(format!("/proc/{pid}/fd/0"));
+            input.is_ok_and(|input| input == lock)
         };
-        let input = std::fs::read_link(format!("/proc/{shim}/fd/0")).unwrap_or_default();
-        if input == self.dir.file("run/lock") {
-            let status = Command::new("kill")
-                .args(["-9", &shim.to_string()])
-                .status();
-            assert!(status.unwrap().success());
-            while alive(shim as u32) {
+        for pid in pids.filter(holds) {
+            let raw = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+            let _ = rustix::process::kill_process(raw, Signal::KILL);
+            while alive(pid) {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
