@@ -23,6 +23,8 @@ use crate::status;
 
 /// Bytes of an error's text; it travels in a header, where a byte may take three.
 const TEXT: usize = 2048;
+/// Time for a new connection to say Hello.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Signals that the kernel has.
 const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
 /// End-of-file as a terminal's reader types it.
@@ -58,6 +60,15 @@ impl Connection {
             // How a connection ended is the host's to know; here it changes nothing.
             _ = serving => {}
             () = self.over.notified() => {}
+            () = self.silent() => {}
+        }
+    }
+
+    /// Resolves when Hello has not come in time: places for connections are few.
+    async fn silent(&self) {
+        tokio::time::sleep(PATIENCE).await;
+        if self.greeted.load(Ordering::Relaxed) {
+            std::future::pending().await
         }
     }
 

@@ -121,14 +121,11 @@ impl Door {
             let mut ready = listener.readable().await.what("accept a connection")?;
             let accepted =
                 ready.try_io(|fd| sys::vsock::accept(std::os::fd::AsFd::as_fd(fd.get_ref())));
-            match accepted {
-                Ok(Ok((stream, CID_HOST))) => {
-                    if let Ok(stream) = socket::Socket::new(stream) {
-                        self.admit(stream);
-                    }
-                }
-                // A process of this guest; or one that went away before it was accepted.
-                Ok(_) | Err(_) => {}
+            // Others are processes of this guest, or went away before they were accepted.
+            if let Ok(Ok((stream, CID_HOST))) = accepted
+                && let Ok(stream) = socket::Socket::new(stream)
+            {
+                self.admit(stream);
             }
         }
     }

@@ -126,12 +126,9 @@ impl AsyncRead for Port {
     ) -> Poll<io::Result<()>> {
         // Before looking, so that an edge in between is not lost.
         self.wakers[0].register(cx.waker());
-        match rustix::io::read(&self.fd, buf.initialize_unfilled()) {
+        match poll::read(&self.fd, buf) {
             Ok(0) | Err(Errno::AGAIN) => Poll::Pending,
-            Ok(length) => {
-                buf.advance(length);
-                Poll::Ready(Ok(()))
-            }
+            Ok(_) => Poll::Ready(Ok(())),
             Err(errno) => Poll::Ready(Err(errno.into())),
         }
     }

@@ -34,10 +34,8 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.0.poll_read_ready(cx))?;
-            let into = buf.initialize_unfilled();
-            let read = guard.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), into)?));
-            if let Ok(result) = read {
-                return Poll::Ready(result.map(|length| buf.advance(length)));
+            if let Ok(result) = guard.try_io(|fd| Ok(poll::read(fd.get_ref(), buf)?)) {
+                return Poll::Ready(result.map(|_| ()));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Reading a file in pieces, each as the host asks for it, so that a slow host holds neither memory nor a thread.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -76,16 +76,18 @@ impl Reading {
     }
 
     fn fetch(mut self) -> Result<Self, Status> {
+        if self.left == 0 {
+            return Ok(self);
+        }
         let size = usize::try_from(self.left).unwrap_or(FETCH).min(FETCH);
-        let mut buffer = vec![0; size];
-        let length = loop {
-            match self.file.read(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => break result.map_err(failed("read", &self.path))?,
-            }
-        };
-        buffer.truncate(length);
-        self.left -= length as u64;
+        let mut buffer = Vec::with_capacity(size);
+        let read = rustix::io::retry_on_intr(|| {
+            rustix::io::read(&self.file, rustix::buffer::spare_capacity(&mut buffer))
+        });
+        read.map_err(failed("read", &self.path))?;
+        // A vector may have more room than was asked for.
+        buffer.truncate(usize::try_from(self.left).unwrap_or(usize::MAX));
+        self.left -= buffer.len() as u64;
         self.fetched = buffer.into();
         Ok(self)
     }

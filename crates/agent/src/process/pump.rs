@@ -1,6 +1,7 @@
 //! Moves what a process writes from its pipes or terminal into its ring, as fast as the ring has room.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -44,13 +45,15 @@ impl Source {
         loop {
             let mut ready = self.fd.readable().await?;
             // On the stack, so that a thousand idle streams hold no buffers.
-            let mut buffer = [0; READ];
+            let mut buffer = [MaybeUninit::uninit(); READ];
             let limit = room.min(READ);
-            let read = ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut buffer[..limit])?));
+            let read = ready.try_io(|fd| {
+                let (data, _) = rustix::io::read(fd.get_ref(), &mut buffer[..limit])?;
+                output.push(stream, data);
+                Ok(data.len())
+            });
             if let Ok(result) = read {
-                let length = result?;
-                output.push(stream, &buffer[..length]);
-                return Ok(length);
+                return result;
             }
         }
     }

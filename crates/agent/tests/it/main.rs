@@ -1,5 +1,7 @@
 //! The built agent as a plain process on this host, spoken to over its unix socket.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 mod calls;
 mod files;
 mod harness;
