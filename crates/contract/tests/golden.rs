@@ -1,0 +1,296 @@
+//! The shapes of what leaves or outlives a process. A change here is a change for clients or for stored data.
+//!
+//! Each file in `golden/` is what released versions wrote: it must be read and written back unchanged. New fields come
+//! with a default, and the old file stays beside the new one. `UPDATE_GOLDEN=1` writes files that are missing.
+
+use std::path::Path;
+
+use hutch_contract::error::ErrorBody;
+use hutch_contract::exec::{Exec, ExecEvent, ExecExit, ExecResult};
+use hutch_contract::file::{FileInfo, FileKind};
+use hutch_contract::image::{BootstrapImage, Image, ImageSource};
+use hutch_contract::key::Scope;
+use hutch_contract::machine::{CreateMachine, Exit, Isolation, Machine, Status, Timing};
+use hutch_contract::operation::{Operation, OperationState, Progress};
+use hutch_contract::record::{
+    FORMAT, ImageRecord, KeyRecord, MachineRecord, Observed, OperationRecord, Wanted,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+const ULID: &str = "01k2j3m4n5p6q7r8s9t0v1w2x3";
+
+fn id<T: std::str::FromStr<Err: std::fmt::Debug>>(prefix: &str) -> T {
+    format!("{prefix}-{ULID}").parse().expect("a canonical id")
+}
+
+fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().expect("a name")
+}
+
+/// The golden file reads as `value`, and `value` is written as the golden file.
+fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(file: &str, value: &T) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(file);
+    let written = serde_json::to_string_pretty(value).expect("it can be written") + "\n";
+    if std::env::var_os("UPDATE_GOLDEN").is_some() && !path.exists() {
+        std::fs::write(&path, &written).expect("the golden file can be written");
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
+    let read: T = serde_json::from_str(&golden).unwrap_or_else(|error| panic!("{file}: {error}"));
+    assert_eq!(&read, value, "{file} reads as something else");
+    assert_eq!(written, golden, "{file} would be written otherwise");
+}
+
+fn timing() -> Timing {
+    Timing {
+        phase: "agent".into(),
+        start_us: 90_000,
+        took_us: 2_500_000,
+    }
+}
+
+fn machine_record() -> MachineRecord {
+    MachineRecord {
+        format: FORMAT,
+        id: id("mch"),
+        owner: id("own"),
+        name: name("very-silly-penguin"),
+        slot: 7,
+        image: id("img"),
+        image_name: name("debian-base"),
+        runtime: "qemu".into(),
+        isolation: Isolation::Emulation,
+        vcpu: 2,
+        memory_mib: 512,
+        disk_gib: 8,
+        env: [("LANG".to_owned(), "C.UTF-8".to_owned())].into(),
+        labels: [("team".to_owned(), "blue".to_owned())].into(),
+        wanted: Wanted::Running,
+        observed: Observed::Failed {
+            code: "timeout".into(),
+            reason: "no answer".into(),
+        },
+        generation: 4,
+        served: 3,
+        restart: true,
+        exit: Some(Exit::Signal { signal: 9 }),
+        starts: 2,
+        failed_starts: 1,
+        created_at_ms: 1_763_779_200_000,
+        started_at_ms: Some(1_763_779_203_000),
+        unapplied: vec!["clock: not permitted".into()],
+        timings: vec![timing()],
+    }
+}
+
+#[test]
+fn records_of_format_1() {
+    check("record-machine-1.json", &machine_record());
+    check(
+        "record-image-1.json",
+        &ImageRecord {
+            format: FORMAT,
+            id: id("img"),
+            owner: id("own"),
+            name: name("debian-base"),
+            source: ImageSource::Bootstrap {
+                distribution: "debian".into(),
+                suite: "bookworm".into(),
+            },
+            sha256: "00ff".into(),
+            size_bytes: 321_000_000,
+            used_bytes: 165_000_000,
+            created_at_ms: 1_763_779_200_000,
+        },
+    );
+    check(
+        "record-operation-1.json",
+        &OperationRecord {
+            format: FORMAT,
+            id: id("op"),
+            owner: id("own"),
+            kind: "image-import".into(),
+            target: "img-x".into(),
+            state: OperationState::Failed {
+                code: "image".into(),
+                message: "no".into(),
+                hint: Some("try".into()),
+            },
+            created_at_ms: 1_763_779_200_000,
+        },
+    );
+    check(
+        "record-key-1.json",
+        &KeyRecord {
+            format: FORMAT,
+            id: id("key"),
+            owner: id("own"),
+            scope: Scope::Admin,
+            secret_sha256: "00ff".into(),
+            created_at_ms: 1_763_779_200_000,
+            expires_at_ms: None,
+        },
+    );
+}
+
+#[test]
+fn machines() {
+    let record = machine_record();
+    check(
+        "machine.json",
+        &Machine {
+            id: record.id,
+            name: record.name,
+            status: Status::Failed,
+            reason: Some("no answer".into()),
+            exit: Some(Exit::PowerOff),
+            image: record.image,
+            image_name: record.image_name,
+            runtime: record.runtime,
+            isolation: record.isolation,
+            vcpu: record.vcpu,
+            memory_mib: record.memory_mib,
+            disk_gib: record.disk_gib,
+            env: record.env.clone(),
+            labels: record.labels.clone(),
+            starts: record.starts,
+            created_at_ms: record.created_at_ms,
+            started_at_ms: record.started_at_ms,
+            operation: Some(id("op")),
+            unapplied: record.unapplied,
+            timings: record.timings,
+            version: 12,
+        },
+    );
+    check(
+        "create-machine.json",
+        &CreateMachine {
+            image: "debian-base".into(),
+            name: Some(name("web")),
+            runtime: Some("qemu".into()),
+            vcpu: Some(2),
+            memory_mib: Some(1024),
+            disk_gib: Some(10),
+            env: record.env,
+            labels: record.labels,
+            cold: true,
+        },
+    );
+    check("status.json", &Status::ALL.to_vec());
+}
+
+#[test]
+fn images_and_operations() {
+    check(
+        "image.json",
+        &Image {
+            id: id("img"),
+            name: name("busybox"),
+            source: ImageSource::Busybox,
+            sha256: "00ff".into(),
+            size_bytes: 2,
+            used_bytes: 1,
+            created_at_ms: 1_763_779_200_000,
+        },
+    );
+    check(
+        "bootstrap-image.json",
+        &BootstrapImage {
+            distribution: "debian".into(),
+            suite: Some("bookworm".into()),
+            name: None,
+        },
+    );
+    check(
+        "operation.json",
+        &Operation {
+            id: id("op"),
+            kind: "image-import".into(),
+            target: "img-x".into(),
+            state: OperationState::Running {
+                progress: Some(Progress {
+                    phase: "writing the disk".into(),
+                    done: 1,
+                    total: Some(2),
+                    unit: "bytes".into(),
+                }),
+            },
+            created_at_ms: 1_763_779_200_000,
+            version: 3,
+        },
+    );
+}
+
+#[test]
+fn commands_and_files() {
+    check(
+        "exec.json",
+        &Exec {
+            command: vec!["sh".into(), "-c".into(), "exit 3".into()],
+            env: [("A".to_owned(), "b".to_owned())].into(),
+            cwd: Some("/tmp".into()),
+            user: Some("nobody".into()),
+            stdin_base64: Some("aGk=".into()),
+            timeout_ms: Some(1000),
+        },
+    );
+    let exit = ExecExit {
+        exit_code: 137,
+        signal: Some(9),
+        timed_out: true,
+    };
+    check(
+        "exec-result.json",
+        &ExecResult {
+            exit: exit.clone(),
+            stdout: "out\n".into(),
+            stderr: "err\n".into(),
+            dropped_bytes: 5,
+        },
+    );
+    check(
+        "exec-events.json",
+        &vec![
+            ExecEvent::Started { process: id("prc") },
+            ExecEvent::Stdout {
+                sequence: 0,
+                data_base64: "aGk=".into(),
+            },
+            ExecEvent::Stderr {
+                sequence: 2,
+                data_base64: "aGk=".into(),
+            },
+            ExecEvent::Dropped { bytes: 4 },
+            ExecEvent::Exit(exit),
+            ExecEvent::Error {
+                code: "guest".into(),
+                message: "lost".into(),
+                hint: None,
+            },
+        ],
+    );
+    check(
+        "file.json",
+        &FileInfo {
+            name: "passwd".into(),
+            kind: FileKind::File,
+            size_bytes: 9,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            modified_at_ms: -1,
+            link_target: None,
+        },
+    );
+    check(
+        "error.json",
+        &ErrorBody {
+            code: "machine_not_found".into(),
+            message: "machine `x` not found".into(),
+            hint: Some("`hutch list` shows the machines".into()),
+            request_id: "01k2".into(),
+        },
+    );
+}
