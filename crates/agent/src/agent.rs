@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tonic::Status;
 
-use crate::error::{chain, say};
+use crate::error::say;
 use crate::files::blocking;
 use crate::process::Table;
 use crate::process::launch::{Defaults, check_environment};
@@ -384,7 +384,7 @@ fn apply(system: Option<&dyn System>, request: &pb::ConfigureRequest) -> Vec<pb:
         let reason = match system {
             _ if !wanted => continue,
             None => Err(NOT_A_GUEST.to_owned()),
-            Some(system) => step(system).map_err(|error| chain(&error)),
+            Some(system) => step(system).map_err(|error| status::text(&error)),
         };
         if let Err(reason) = reason {
             unapplied.insert(field, reason);

@@ -46,6 +46,20 @@ pub enum Error {
         /// What could be.
         allowed: &'static str,
     },
+    /// A kernel parameter with our prefix that we do not know.
+    #[error("unknown kernel parameter {word}; there are {known}")]
+    UnknownParameter {
+        /// As it stands there.
+        word: String,
+        /// What there is.
+        known: &'static str,
+    },
+    /// Every agent has ended soon after its start.
+    #[error("the agent does not stay up; it was started {starts} times")]
+    NoAgent {
+        /// Starts since boot.
+        starts: u32,
+    },
     /// The command line is not complete.
     #[error("{0}")]
     Usage(&'static str),

@@ -108,10 +108,9 @@ impl Boot {
                     });
                 }
                 _ => {
-                    return Err(Error::Parameter {
-                        name: "kernel parameter hutch",
-                        value: word.to_owned(),
-                        allowed: "hutch.channel, hutch.root, hutch.modules, hutch.init",
+                    return Err(Error::UnknownParameter {
+                        word: word.to_owned(),
+                        known: "hutch.channel, hutch.root, hutch.modules, hutch.init",
                     });
                 }
             }

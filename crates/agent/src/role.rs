@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::{Agent, Ending, NONCE};
 use crate::channel;
-use crate::error::{Context, Result, chain, say};
+use crate::error::{Context, Result, say};
 use crate::params::{Channel, Serve};
 use crate::process::Table;
 use crate::process::group::Groups;
@@ -149,10 +149,6 @@ fn run(channel: Channel, agent: impl FnOnce() -> Agent) -> Result<Ending> {
             ending = agent.ended() => Ok(ending),
             never = told => never,
         };
-        // When the channel fails there is nobody left to ask for anything.
-        if let Err(error) = &result {
-            say(&chain(error));
-        }
         result
     });
     // File work may hang on a file system that does not answer; it does not hold up the end.

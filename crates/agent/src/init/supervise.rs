@@ -14,7 +14,7 @@ use rustix::system::RebootCommand;
 
 use super::power_off;
 use crate::REBOOT;
-use crate::error::{Context, Result, say};
+use crate::error::{Context, Error, Result, say};
 use crate::params::Boot;
 use crate::process::launch::PATH;
 use crate::sys::signal::{SignalSet, kill};
@@ -23,6 +23,8 @@ use crate::sys::signal::{SignalSet, kill};
 const BACKOFF: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(5)];
 /// An agent that lived this long is not one that keeps dying.
 const HEALTHY: Duration = Duration::from_secs(30);
+/// A machine whose agents all died sooner than that, so many of them, has not booted.
+const STARTS: u32 = 10;
 /// Between SIGTERM and SIGKILL when the agent is not the one that ends the machine.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -38,7 +40,7 @@ pub enum End {
 /// Runs agents until one of them, or a signal, ends the machine.
 ///
 /// # Errors
-/// The first agent cannot be started.
+/// The first agent cannot be started, or none stays up.
 pub fn run(boot: &Boot, state: &File) -> Result<End> {
     let wanted = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGPWR];
     let signals = SignalSet::block(&wanted).what("block signals")?;
@@ -46,6 +48,8 @@ pub fn run(boot: &Boot, state: &File) -> Result<End> {
     let mut started = Instant::now();
     let mut backoff = BACKOFF[0];
     let mut next_start = started;
+    let mut starts = 1;
+    let mut was_healthy = false;
     loop {
         let pause = next_start.saturating_duration_since(Instant::now());
         match signals.wait(agent.is_none().then_some(pause)) {
@@ -54,6 +58,7 @@ pub fn run(boot: &Boot, state: &File) -> Result<End> {
         }
         if agent.is_none() && next_start <= Instant::now() {
             started = Instant::now();
+            starts += 1;
             match start(boot, state) {
                 Ok(pid) => agent = Some(pid),
                 Err(error) => {
@@ -78,6 +83,10 @@ pub fn run(boot: &Boot, state: &File) -> Result<End> {
             agent = None;
             if started.elapsed() > HEALTHY {
                 backoff = BACKOFF[0];
+                was_healthy = true;
+            }
+            if !was_healthy && starts >= STARTS {
+                return Err(Error::NoAgent { starts });
             }
             next_start = Instant::now() + backoff;
             backoff = (backoff * 2).min(BACKOFF[1]);

@@ -12,6 +12,7 @@ use rustix::time::{ClockId, Timespec};
 
 use super::{System, netlink};
 use crate::accounts;
+use crate::status;
 use crate::sys;
 
 /// `EXT4_SUPER_MAGIC` of `linux/magic.h`.
@@ -67,6 +68,9 @@ fn replace(path: &str, text: &str) -> io::Result<()> {
     if read(path) == text {
         return Ok(());
     }
+    if let Some(parent) = Path::new(path).parent() {
+        fs::create_dir_all(parent)?;
+    }
     let temporary = format!("{path}.hutch-new");
     let _ = fs::remove_file(&temporary);
     let mut file = OpenOptions::new()
@@ -107,7 +111,14 @@ impl System for Guest {
         };
         let own = format!("127.0.1.1 {names} {MARK}");
         lines.push(&own);
-        replace("/etc/hosts", &(lines.join("\n") + "\n"))
+        let written = replace("/etc/hosts", &(lines.join("\n") + "\n"));
+        let partly = |error| {
+            invalid(format!(
+                "set, but not in /etc/hosts: {}",
+                status::text(&error)
+            ))
+        };
+        written.map_err(partly)
     }
 
     fn set_clock(&self, unix_ms: i64) -> io::Result<()> {
@@ -141,7 +152,6 @@ impl System for Guest {
                 .map_err(|_| invalid(format!("{server:?} is no address")))?;
             text += &format!("nameserver {address}\n");
         }
-        fs::create_dir_all("/etc")?;
         replace("/etc/resolv.conf", &text)
     }
 
