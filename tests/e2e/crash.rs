@@ -63,7 +63,7 @@ async fn a_machine_that_ended_while_nobody_looked_is_seen_to_have_ended() {
 }
 
 /// What the server has promised to the client.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Promised {
     /// Acknowledged creates.
     created: BTreeMap<String, String>,
@@ -90,19 +90,10 @@ async fn fifty_crashes_lose_and_leave_nothing() {
         lab.kill().await;
         work.await.unwrap();
         lab.restart().await;
-        kept(&lab, &promised.lock().unwrap().clone_sets(), round).await;
+        let promised = promised.lock().unwrap().clone();
+        kept(&lab, &promised, round).await;
     }
     lab.finish().await;
-}
-
-impl Promised {
-    fn clone_sets(&self) -> (BTreeMap<String, String>, BTreeSet<String>, BTreeSet<String>) {
-        (
-            self.created.clone(),
-            self.deleting.clone(),
-            self.deleted.clone(),
-        )
-    }
 }
 
 /// Creates and deletes until the server is gone. At most six machines are there at a time.
@@ -146,11 +137,7 @@ fn must_be_the_crash(error: &Error) {
 }
 
 /// Every acknowledged machine is there once, under its name; every acknowledged delete comes to its end.
-async fn kept(
-    lab: &Lab,
-    (created, deleting, deleted): &(BTreeMap<String, String>, BTreeSet<String>, BTreeSet<String>),
-    round: u32,
-) {
+async fn kept(lab: &Lab, promised: &Promised, round: u32) {
     let client = lab.client();
     let listed = client.all_machines(None).await.unwrap();
     let ids: BTreeSet<_> = listed
@@ -166,7 +153,11 @@ async fn kept(
         (listed.len(), listed.len()),
         "round {round}: {listed:?}"
     );
-    for (id, name) in created.iter().filter(|(id, _)| !deleting.contains(*id)) {
+    for (id, name) in promised
+        .created
+        .iter()
+        .filter(|(id, _)| !promised.deleting.contains(*id))
+    {
         let found = listed.iter().find(|machine| machine.id.as_str() == id);
         let found = found.unwrap_or_else(|| panic!("round {round}: {name} is lost"));
         assert_eq!(found.name.as_str(), name);
@@ -176,7 +167,7 @@ async fn kept(
         let listed = client.all_machines(None).await.unwrap();
         !listed
             .iter()
-            .any(|machine| deleted.contains(machine.id.as_str()))
+            .any(|machine| promised.deleted.contains(machine.id.as_str()))
     })
     .await;
     if round % 10 != 9 {

@@ -51,20 +51,25 @@ pub fn bless() -> Result {
 
 /// Measures boots. The measuring program is in `tests/`, with the harness that it shares.
 pub fn bench_boot(n: u32, machines: u32, release: bool) -> Result {
+    setup::run(false)?;
     build::run(release)?;
-    let mut bench = cargo([
-        "run",
-        "--quiet",
-        "--package",
-        "hutch-tests",
-        "--bin",
-        "bench-boot",
-    ]);
-    if !release {
-        bench.args(["--features", FEATURES]);
-    }
-    bench
+    let profile: &[&str] = if release {
+        &["--release"]
+    } else {
+        &["--features", FEATURES]
+    };
+    command::run(
+        cargo([
+            "run",
+            "--quiet",
+            "--package",
+            "hutch-tests",
+            "--bin",
+            "bench-boot",
+        ])
+        .args(profile)
         .arg("--")
-        .arg(crate::profile_dir(release).join("hutch"));
-    command::run(bench.args([n.to_string(), machines.to_string()]))
+        .args([n.to_string(), machines.to_string()])
+        .env("HUTCH_TEST_PROGRAMS", crate::profile_dir(release)),
+    )
 }
