@@ -10,7 +10,8 @@ use hutch_contract::machine::{Exit, Timing};
 use hutch_contract::record::{MachineRecord, Observed, Wanted};
 use hutch_guest::session::{Configure, Session, ShutdownMode};
 use hutch_runtime::{Adopted, Channel, MachineDir, MachineSpec, Nic, Process, Runtime, User};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -41,6 +42,12 @@ pub(crate) struct Driver {
     dir: MachineDir,
     body: Body,
     files: bool,
+    /// Held by work on the machine's files, also when the step that wanted it was dropped.
+    files_busy: Arc<Mutex<()>>,
+    /// A start whose result is not in hand yet; likewise.
+    launching: Option<JoinHandle<Result<Process, hutch_runtime::Error>>>,
+    /// It was booted by this task, and has not answered since.
+    booted: bool,
     /// Failures of steps in a row.
     failures: u32,
     /// Restarts in a row of a guest that reboots soon after it came to run.
@@ -59,6 +66,9 @@ impl Driver {
             dir,
             body: Body::None(None),
             files: false,
+            files_busy: Arc::default(),
+            launching: None,
+            booted: false,
             failures: 0,
             reboots: 0,
             running_since: None,
@@ -119,8 +129,13 @@ impl Driver {
         }
     }
 
-    /// Finds out what is the case on the host.
+    /// Finds out what is the case on the host, once what a dropped step began there has ended.
     async fn look(&mut self) {
+        if let Some(launching) = self.launching.take() {
+            // Adopting tells how it went.
+            drop(timeout(deadline::LAUNCH, launching).await);
+        }
+        drop(self.files_busy.lock().await);
         self.files = prepare::is_complete(&self.dir);
         self.machine.session.send_replace(None);
         self.body = match timeout(deadline::ADOPT, self.runtime.adopt(&self.dir)).await {
@@ -179,7 +194,10 @@ impl Driver {
             Step::Greet => self.greet(&current.record).await,
             Step::ShutDown => self.shut_down(&current.record).await,
             Step::Kill => self.kill().await,
-            Step::NoteStopped(exit) => self.note_stopped(exit.clone()).await,
+            Step::NoteStopped(exit) => {
+                self.note_stopped(exit.clone(), current.record.generation)
+                    .await
+            }
             Step::NoteRestarting => self.note_restarting().await,
             Step::NoteUnknown => self.note_unknown().await,
             Step::Remove => self.remove().await,
@@ -191,10 +209,29 @@ impl Driver {
         let started = Instant::now();
         let image = self.shared.image_disk(&record.image);
         let (dir, record) = (self.dir.clone(), record.clone());
-        blocking("prepare", move || prepare::prepare(&dir, &image, &record)).await?;
+        self.file_work("prepare", move || prepare::prepare(&dir, &image, &record))
+            .await?;
         self.clock.phase("prepare", started);
         self.files = true;
         Ok(())
+    }
+
+    /// Works on the machine's files. What was begun goes on when the future is dropped; the next such work and the end
+    /// of the engine wait for it.
+    async fn file_work(
+        &self,
+        what: &'static str,
+        work: impl FnOnce() -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let held = (
+            self.files_busy.clone().lock_owned().await,
+            self.shared.tasks.token(),
+        );
+        blocking(what, move || {
+            let _held = held;
+            work()
+        })
+        .await
     }
 
     async fn boot(&mut self, record: &MachineRecord) -> Result<(), Error> {
@@ -206,7 +243,7 @@ impl Driver {
         if self.runtime.boots_kernel() {
             let boot_set = self.shared.kernel.get().await?;
             let dir = self.dir.clone();
-            blocking("link the kernel", move || {
+            self.file_work("link the kernel", move || {
                 prepare::link_boot_set(&dir, &boot_set)
             })
             .await?;
@@ -216,23 +253,30 @@ impl Driver {
         let spec = self.spec(record);
         // From here until the result is in hand something may be alive that we do not hold.
         self.body = Body::Unproved("it is being started".into());
-        let launched = timeout(deadline::LAUNCH, self.runtime.start(&self.dir, &spec)).await;
-        match launched {
-            Ok(Ok(process)) => {
-                info!(machine = %record.id, pid = process.pid(), "started");
-                self.body = Body::Alive(process);
-                self.clock.phase("vmm", started);
-                Ok(())
+        let (runtime, dir) = (self.runtime.clone(), self.dir.clone());
+        let start = async move { runtime.start(&dir, &spec).await };
+        let launching = self.launching.insert(self.shared.tasks.spawn(start));
+        let error = match timeout(deadline::LAUNCH, &mut *launching).await {
+            Ok(launched) => {
+                self.launching = None;
+                match launched {
+                    Ok(Ok(process)) => {
+                        info!(machine = %record.id, pid = process.pid(), "started");
+                        self.body = Body::Alive(process);
+                        self.booted = true;
+                        self.clock.phase("vmm", started);
+                        return Ok(());
+                    }
+                    Ok(Err(error)) => error.into(),
+                    Err(_) => Error::Panicked {
+                        what: "starting the VMM",
+                    },
+                }
             }
-            Ok(Err(error)) => {
-                self.look().await;
-                Err(error.into())
-            }
-            Err(_) => {
-                self.look().await;
-                Err(Error::timeout("starting the VMM", deadline::LAUNCH))
-            }
-        }
+            Err(_) => Error::timeout("starting the VMM", deadline::LAUNCH),
+        };
+        self.look().await;
+        Err(error)
     }
 
     async fn pause_before_reboot(&mut self) {
@@ -268,8 +312,8 @@ impl Driver {
         let Body::Alive(process) = &self.body else {
             return Ok(());
         };
-        let again = plan::came_to_run(record);
-        let limit = if again {
+        let (ran, booted) = (plan::came_to_run(record), self.booted);
+        let limit = if ran && !booted {
             deadline::RECONNECT
         } else {
             Duration::from_millis(self.shared.config.boot_timeout_ms)
@@ -280,7 +324,7 @@ impl Driver {
             report = process.wait() => {
                 let how = self.last_words(&report).await;
                 self.ended(report.exit);
-                return if again { Ok(()) } else { Err(Error::EndedWhileBooting { how }) };
+                return if ran { Ok(()) } else { Err(Error::EndedWhileBooting { how }) };
             }
         };
         self.clock.phase("agent", started);
@@ -299,11 +343,11 @@ impl Driver {
         self.machine
             .cell
             .update(|record| {
-                if record.observed != Observed::Running {
-                    record.observed = Observed::Running;
+                record.observed = Observed::Running;
+                record.exit = None;
+                if booted || !ran {
                     record.starts += 1;
                     record.started_at_ms = Some(self.shared.now_ms());
-                    record.exit = None;
                     record.timings = timings;
                 }
                 record.unapplied = unapplied;
@@ -313,7 +357,8 @@ impl Driver {
                 Ok(())
             })
             .await?;
-        if !again {
+        self.booted = false;
+        if booted || !ran {
             self.running_since = Some(Instant::now());
             info!(machine = %record.id, name = %record.name, "running");
         }
@@ -374,7 +419,7 @@ impl Driver {
         let console = blocking("read the console", move || Ok(prepare::console_tail(&dir)))
             .await
             .unwrap_or_default();
-        let mut how = format!("{:?}", report.exit).to_lowercase();
+        let mut how = in_words(&report.exit);
         for words in [report.stderr_tail.as_str(), console.as_str()] {
             if !words.is_empty() {
                 how.push_str("; ");
@@ -414,22 +459,24 @@ impl Driver {
         let Body::Alive(process) = &self.body else {
             return Ok(());
         };
-        timeout(deadline::KILL, async {
+        let report = timeout(deadline::KILL, async {
             self.runtime.kill(&self.dir).await?;
-            process.wait().await;
-            Ok::<_, Error>(())
+            Ok::<_, Error>(process.wait().await)
         })
         .await
         .map_err(|_| Error::timeout("ending the VMM", deadline::KILL))??;
-        self.ended(Exit::Killed);
+        self.ended(report.exit);
         Ok(())
     }
 
-    async fn note_stopped(&mut self, exit: Option<Exit>) -> Result<(), Error> {
+    async fn note_stopped(&mut self, exit: Option<Exit>, generation: u64) -> Result<(), Error> {
         self.machine
             .cell
             .update(|record| {
-                let by_itself = plan::came_to_run(record) && record.wanted == Wanted::Running;
+                // A wish that came meanwhile is not fulfilled by this.
+                let by_itself = plan::came_to_run(record)
+                    && record.wanted == Wanted::Running
+                    && record.generation == generation;
                 record.observed = Observed::Stopped;
                 if exit.is_some() {
                     record.exit = exit;
@@ -480,7 +527,8 @@ impl Driver {
 
     async fn remove(&mut self) -> Result<(), Error> {
         let dir = self.dir.clone();
-        blocking("erase the machine's files", move || prepare::erase(&dir)).await?;
+        self.file_work("erase the machine's files", move || prepare::erase(&dir))
+            .await?;
         self.machine.cell.forget(self.shared.now_ms()).await?;
         self.shared.forget(&self.machine);
         info!(machine = %self.machine.cell.id, "gone");
@@ -529,9 +577,16 @@ impl Driver {
         }
         self.failures += 1;
         let pause = retry_delay(self.failures);
+        let exited = async {
+            match &self.body {
+                Body::Alive(process) => drop(process.wait().await),
+                _ => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = sleep(pause) => {}
             _ = records.changed() => {}
+            () = exited => {}
         }
         if matches!(self.body, Body::Unproved(_)) || *step == Step::Kill || *step == Step::ShutDown
         {
@@ -552,8 +607,20 @@ async fn superseded(step: &Step, mut records: watch::Receiver<Option<Current>>) 
     }
 }
 
+fn in_words(exit: &Exit) -> String {
+    match exit {
+        Exit::PowerOff => "it powered off".into(),
+        Exit::Reboot => "it rebooted".into(),
+        Exit::Panic => "its kernel panicked".into(),
+        Exit::Killed => "its VMM was killed".into(),
+        Exit::Code { code } => format!("its VMM ended with code {code}"),
+        Exit::Signal { signal } => format!("its VMM was ended by signal {signal}"),
+        Exit::Lost => "nobody saw how".into(),
+    }
+}
+
 /// Grows from the first to the second of [`deadline::RETRY`].
-fn retry_delay(attempt: u32) -> Duration {
+pub(crate) fn retry_delay(attempt: u32) -> Duration {
     let (first, last) = deadline::RETRY;
     first
         .saturating_mul(1 << attempt.saturating_sub(1).min(16))

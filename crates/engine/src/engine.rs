@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use hutch_contract::id::{ImageId, MachineId, OperationId, OwnerId};
 use hutch_contract::key::Scope;
 use hutch_contract::name::Name;
-use hutch_contract::record::{FORMAT, ImageRecord, MachineRecord};
+use hutch_contract::record::{FORMAT, ImageRecord, MachineRecord, Observed};
 use hutch_guest::session::Session;
 use hutch_runtime::table::Runtimes;
 use hutch_runtime::{Adopted, MachineDir, Runtime};
@@ -19,9 +19,9 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use crate::drive::Driver;
+use crate::drive::{Driver, blocking, retry_delay};
 use crate::kernel::Kernel;
 use crate::operations::Running;
 use crate::prepare::{erase_dir, io_error};
@@ -73,6 +73,8 @@ pub(crate) struct Fleet {
     pub operations: BTreeMap<OperationId, Arc<Running>>,
     /// Machines that are being made from an image, and the image's disk therefore needed.
     pub images_in_use: HashMap<ImageId, usize>,
+    /// Memory promised to creates whose machines are not yet seen above, in MiB.
+    pub admitting_mib: u64,
 }
 
 pub(crate) struct Shared {
@@ -181,19 +183,12 @@ impl Engine {
             &images_dir(&config.data_dir),
             &config.cache_dir,
         ] {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o711)
-                .create(dir)
-                .map_err(|source| io_error("create", dir, source))?;
+            public_dir(dir)?;
         }
         let lock = lock(&config.data_dir)?;
         let spool = spool_dir(&config.data_dir);
-        erase_dir(&spool)?;
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&spool)
-            .map_err(|source| io_error("create", &spool, source))?;
+        discard(&config.data_dir, &spool)?;
+        public_dir(&spool)?;
 
         let database = config.data_dir.join("hutch.db");
         private_file(&database)?;
@@ -243,6 +238,28 @@ impl Engine {
         keys::authenticate(self.shared.store.as_ref(), secret, self.shared.now_ms()).await
     }
 
+    /// Resolves with the reason when nothing can be recorded any more: the server should then end, for the next one to
+    /// find out what is true. Machines go on. Pending as long as all is well.
+    pub async fn failed(&self) -> Error {
+        let store = &self.shared.store;
+        let mut news = store.subscribe();
+        while news.changed().await.is_ok() {}
+        let reason = store.commit(Vec::new(), Vec::new()).await.err();
+        reason
+            .unwrap_or(hutch_store::Error::Stopped { cause: None })
+            .into()
+    }
+
+    /// Runs a change to its end, whoever waits for it; [`Engine::close`] does.
+    pub(crate) async fn unbroken<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        change: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let change = self.shared.tasks.spawn(change);
+        change.await.map_err(|_| Error::Panicked { what })?
+    }
+
     async fn recover(&self) -> Result<(), Error> {
         let shared = &self.shared;
         let store = shared.store.as_ref();
@@ -262,11 +279,26 @@ impl Engine {
         self.remove_orphans().await?;
         for (machine, record) in machines {
             // A runtime that this build does not have: the record stays, visible, and nothing is done to it.
-            if let Err(error) = shared.drive(machine, &record, false) {
+            if let Err(error) = shared.drive(machine.clone(), &record, false) {
                 warn!(machine = %record.id, error = %error.chain(), "cannot be driven");
+                let observed = Observed::Unknown {
+                    reason: error.chain(),
+                };
+                let note = |record: &mut MachineRecord| {
+                    record.observed = observed;
+                    Ok(())
+                };
+                machine.cell.update(note).await?;
             }
         }
+        let engine = self.clone();
+        self.spawn(async move {
+            let reason = engine.failed().await;
+            error!(reason = %reason.chain(), "nothing can be recorded any more: the engine does nothing more");
+            engine.shared.stop.cancel();
+        });
         self.spawn(shared.kernel.clone().warm());
+        self.spawn(self.clone().empty_trash());
         self.spawn(self.clone().keep_house());
         info!(
             tag = shared.instance.tag,
@@ -285,6 +317,23 @@ impl Engine {
                 () = task => {}
             }
         });
+    }
+
+    /// Erases what was put aside, again and again while somebody still writes to it.
+    async fn empty_trash(self) {
+        let trash = trash_dir(&self.shared.config.data_dir);
+        let mut attempt = 0;
+        loop {
+            let dir = trash.clone();
+            match blocking("empty the trash", move || erase_dir(&dir)).await {
+                Ok(()) => return,
+                Err(error) => {
+                    attempt += 1;
+                    warn!(error = %error.chain(), attempt, "the trash cannot be emptied yet");
+                    tokio::time::sleep(retry_delay(attempt)).await;
+                }
+            }
+        }
     }
 
     /// Drops what is too old to be asked for.
@@ -331,25 +380,20 @@ impl Engine {
         Ok(found)
     }
 
-    /// Erases directories whose records are gone: what an interrupted delete or import left.
+    /// Erases directories whose records are gone: what an interrupted delete or import left. What has not the name of
+    /// one of ours is not ours.
     async fn remove_orphans(&self) -> Result<(), Error> {
         let shared = &self.shared;
         let machines = machines_dir(&shared.config.data_dir);
-        for name in names_in(&machines)? {
-            let known = name
-                .parse()
-                .is_ok_and(|id: MachineId| shared.fleet().machines.contains_key(&id));
-            if !known && self.is_lifeless(&machines.join(&name)).await {
-                erase_orphan(&machines.join(&name))?;
+        for id in ids_in::<MachineId>(&machines)? {
+            let known = shared.fleet().machines.contains_key(&id);
+            if !known && self.is_lifeless(&shared.machine_dir(&id)).await {
+                erase_orphan(&shared.machine_dir(&id))?;
             }
         }
-        let images = images_dir(&shared.config.data_dir);
-        for name in names_in(&images)? {
-            let known = name
-                .parse()
-                .is_ok_and(|id: ImageId| shared.fleet().images.contains_key(&id));
-            if !known {
-                erase_orphan(&images.join(&name))?;
+        for id in ids_in::<ImageId>(&images_dir(&shared.config.data_dir))? {
+            if !shared.fleet().images.contains_key(&id) {
+                erase_orphan(&shared.image_dir(&id))?;
             }
         }
         Ok(())
@@ -374,18 +418,45 @@ fn erase_orphan(path: &Path) -> Result<(), Error> {
     erase_dir(path)
 }
 
-fn names_in(dir: &Path) -> Result<Vec<String>, Error> {
+/// The ids that are names of something in `dir`.
+fn ids_in<Id: std::str::FromStr>(dir: &Path) -> Result<Vec<Id>, Error> {
     let list = |source| io_error("list", dir, source);
-    let entries = fs::read_dir(dir).map_err(list)?;
-    entries
-        .map(|entry| {
-            Ok(entry
-                .map_err(list)?
-                .file_name()
-                .to_string_lossy()
-                .into_owned())
-        })
-        .collect()
+    let mut ids = Vec::new();
+    for entry in fs::read_dir(dir).map_err(list)? {
+        let name = entry.map_err(list)?.file_name();
+        ids.extend(name.to_str().and_then(|name| name.parse::<Id>().ok()));
+    }
+    Ok(ids)
+}
+
+/// What is to be erased, where nothing else looks: whoever still writes to it when its server was killed goes on there.
+pub(crate) fn trash_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("trash")
+}
+
+/// Takes a directory out of the way at once. [`Engine::empty_trash`] erases it.
+fn discard(data_dir: &Path, path: &Path) -> Result<(), Error> {
+    let trash = trash_dir(data_dir);
+    public_dir(&trash)?;
+    let target = trash.join(ImageId::new().as_str());
+    match fs::rename(path, &target) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io_error("put aside", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes a directory that others may pass through (VMMs and image builders are users of their own) and not list.
+fn public_dir(path: &Path) -> Result<(), Error> {
+    let create = |source| io_error("create", path, source);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(create)?;
+    }
+    match fs::DirBuilder::new().mode(0o711).create(path) {
+        Err(error) if !path.is_dir() => Err(create(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Opens a file that nobody else may read; makes it when it is not there. SQLite gives its side files the same mode.

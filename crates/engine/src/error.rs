@@ -336,10 +336,14 @@ impl Error {
             } => "`hutch list` shows the machines",
             Error::NameTaken { .. } => "choose another name, or delete the old one first",
             Error::WrongStatus {
-                status: "stopped", ..
-            } => "start it first: `hutch start NAME`",
-            Error::MachineFailed { .. } | Error::EndedWhileBooting { .. } => {
-                "`hutch logs NAME` shows its console; `hutch start NAME` tries again"
+                name,
+                status: "stopped",
+                ..
+            } => return Some(format!("start it first: `hutch start {name}`")),
+            Error::MachineFailed { name, .. } => {
+                return Some(format!(
+                    "`hutch logs {name}` shows its console; `hutch start {name}` tries again"
+                ));
             }
             Error::Exhausted { what: "disk", .. } => {
                 "delete machines or images, or give the data directory more room"
@@ -351,8 +355,10 @@ impl Error {
                 what: "machines", ..
             } => "delete machines, or raise `max_machines`",
             Error::NoSuchRuntime { .. } => "`hutch runtime ls` lists them",
-            Error::AgentSilent { .. } => {
-                "`hutch logs NAME` shows its console; `hutch restart NAME` boots it again"
+            Error::AgentSilent { name } => {
+                return Some(format!(
+                    "`hutch logs {name}` shows its console; `hutch restart {name}` boots it again"
+                ));
             }
             Error::Interrupted => "ask again: nothing was left behind",
             Error::UploadTooLarge { .. } => "raise `image_max_bytes` in the configuration",
@@ -374,14 +380,18 @@ impl Error {
         Some(fixed.to_owned())
     }
 
-    /// The error and its causes in one line, for a record that outlives them.
+    /// The error and its causes in one line, for a record that outlives them. A cause that an error above it has told
+    /// already (those of other crates often do) is not told again.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
+        while let Some(error) = source {
+            let cause = error.to_string();
+            if !text.ends_with(&cause) {
+                text.push_str(": ");
+                text.push_str(&cause);
+            }
+            source = error.source();
         }
         text
     }

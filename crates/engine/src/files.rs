@@ -1,6 +1,7 @@
 //! Files in machines. Paths are the guest's and resolved there; the host only passes bytes on.
 
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -10,6 +11,7 @@ use hutch_contract::page::Page;
 use hutch_guest::session;
 use hutch_runtime::MachineDir;
 use hutch_runtime::ring::{Follower, RingReader};
+use tokio::time::sleep;
 
 use crate::access::{self, Access};
 use crate::drive::blocking;
@@ -20,6 +22,8 @@ use crate::{Engine, Error, Principal, machines, prepare};
 const MAX_PATH: usize = 4096;
 /// Bytes of console output read at a time.
 const LOG_PIECE: usize = 32 * 1024;
+/// Between two looks for a console that is not there yet.
+const LOG_AGAIN: Duration = Duration::from_millis(100);
 
 /// A file that is being read.
 pub struct FileBytes {
@@ -197,21 +201,36 @@ impl Engine {
             let now = blocking("read the console", move || all_output(&path, from)).await?;
             return Ok(futures::stream::once(async move { Ok(now) }).boxed());
         }
-        let pieces = Follower::open(&path, from)
-            .map_err(|source| prepare::io_error("read", &path, source))?;
         let mut records = machine.cell.watch();
         let gone = async move { drop(records.wait_for(Option::is_none).await) };
-        let lines = futures::stream::unfold(pieces, move |mut pieces| {
+        let lines = futures::stream::unfold(None, move |follower: Option<Follower>| {
             let path = path.clone();
             async move {
-                let piece = pieces.next(LOG_PIECE).await;
-                let bytes = piece
-                    .map(|piece| Bytes::from(piece.bytes))
-                    .map_err(|source| prepare::io_error("read", &path, source));
-                Some((bytes, pieces))
+                let next = async {
+                    let mut follower = match follower {
+                        Some(follower) => follower,
+                        None => follow_from(&path, from).await?,
+                    };
+                    let piece = follower.next(LOG_PIECE).await?;
+                    Ok((Bytes::from(piece.bytes), follower))
+                };
+                Some(match next.await {
+                    Ok((bytes, follower)) => (Ok(bytes), Some(follower)),
+                    Err(source) => (Err(prepare::io_error("read", &path, source)), None),
+                })
             }
         });
         Ok(lines.take_until(Box::pin(gone)).boxed())
+    }
+}
+
+/// Follows a console that may not be there before the machine is started.
+async fn follow_from(path: &Path, from: u64) -> std::io::Result<Follower> {
+    loop {
+        match Follower::open(path, from) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => sleep(LOG_AGAIN).await,
+            opened => return opened,
+        }
     }
 }
 

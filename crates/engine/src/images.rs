@@ -19,10 +19,11 @@ use hutch_contract::record::{FORMAT, ImageRecord, Observed};
 use hutch_image::{Bootstrap, Built, Job, Limits, Purpose};
 use hutch_store::{Check, Write};
 use tokio::io::AsyncWriteExt;
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::access::{self, Access};
-use crate::drive::blocking;
+use crate::drive::{blocking, retry_delay};
 use crate::engine::{Shared, spool_dir};
 use crate::operations::Running;
 use crate::prepare::{erase_dir, io_error};
@@ -109,6 +110,14 @@ impl Engine {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::ImageBusy`] while a machine is being made from it.
     pub async fn delete_image(&self, who: &Principal, reference: &str) -> Result<(), Error> {
+        let (engine, who, reference) = (self.clone(), who.clone(), reference.to_owned());
+        self.unbroken("delete an image", async move {
+            engine.delete_image_now(&who, &reference).await
+        })
+        .await
+    }
+
+    async fn delete_image_now(&self, who: &Principal, reference: &str) -> Result<(), Error> {
         access::check(who, Access::Write)?;
         let shared = &self.shared;
         let found = self.find_image(who, reference)?;
@@ -129,8 +138,10 @@ impl Engine {
                     name: found.name.to_string(),
                 });
             }
-            // From here on no create finds it; a failed commit puts it back.
-            fleet.images.remove(&found.id);
+            // From here on no create and no other delete finds it; a failed commit puts it back.
+            if fleet.images.remove(&found.id).is_none() {
+                return Err(Error::not_found("image", reference));
+            }
             fleet
                 .image_names
                 .remove(&(found.owner.clone(), found.name.clone()));
@@ -294,24 +305,6 @@ impl Engine {
         let (operation, write) = shared.new_operation(who, kind, id.to_string())?;
         let name_key = rows::image_name(&who.owner, &name);
         let writes = vec![write, Write::json(name_key.clone(), &id)?];
-        match shared
-            .store
-            .commit(vec![Check::Absent(name_key)], writes)
-            .await
-        {
-            Ok(_) => {}
-            Err(hutch_store::Error::Conflict { .. }) => {
-                return Err(Error::NameTaken {
-                    what: "image",
-                    name: name.to_string(),
-                });
-            }
-            Err(error) => return Err(error.into()),
-        }
-        let running = shared.show_operation(operation);
-        let accepted = Accepted {
-            operation: running.record.id.clone(),
-        };
         let record = ImageRecord {
             format: FORMAT,
             id,
@@ -323,9 +316,30 @@ impl Engine {
             used_bytes: 0,
             created_at_ms: shared.now_ms(),
         };
-        let tasks = shared.tasks.clone();
-        tasks.spawn(work(shared, running, record, input, spooled));
-        Ok(accepted)
+        self.unbroken("begin an image", async move {
+            match shared
+                .store
+                .commit(vec![Check::Absent(name_key)], writes)
+                .await
+            {
+                Ok(_) => {}
+                Err(hutch_store::Error::Conflict { .. }) => {
+                    return Err(Error::NameTaken {
+                        what: "image",
+                        name: record.name.to_string(),
+                    });
+                }
+                Err(error) => return Err(error.into()),
+            }
+            let running = shared.show_operation(operation);
+            let accepted = Accepted {
+                operation: running.record.id.clone(),
+            };
+            let tasks = shared.tasks.clone();
+            tasks.spawn(work(shared, running, record, input, spooled));
+            Ok(accepted)
+        })
+        .await
     }
 
     pub(crate) fn find_image(
@@ -435,7 +449,10 @@ async fn work(
             target.clone(),
         );
         let (cancel, spool) = (cancel.clone(), spooled.0.clone());
+        // The end of the engine waits for it: nothing may write here once another server has the directory.
+        let counted = shared.tasks.token();
         blocking("make the image", move || {
+            let _counted = counted;
             let built = build(&shared, &running, &input, &spool, &stage, &cancel)?;
             hutch_disk::publish_dir(&stage, &target)?;
             Ok(built)
@@ -448,42 +465,55 @@ async fn work(
         () = shared.stop.cancelled() => return,
     };
     drop(spooled);
-    let (outcome, record, writes) = match built {
-        Ok(built) => {
-            let record = ImageRecord {
-                sha256: built.sha256,
-                size_bytes: built.size_bytes,
-                used_bytes: built.used_bytes,
-                ..record
-            };
-            let write = Write::json(rows::image(&record.id), &record);
-            (Ok(()), record, write.map(|write| vec![write]))
-        }
-        Err(error) => {
-            warn!(operation = %running.record.id, error = %error.chain(), "the image cannot be made");
-            let free = Write::Delete(rows::image_name(&record.owner, &record.name));
-            (Err(error), record, Ok(vec![free]))
-        }
-    };
-    let succeeded = outcome.is_ok();
-    let ended = match writes {
-        Ok(writes) => shared.end_operation(&running, &outcome, writes).await,
-        Err(error) => Err(error.into()),
-    };
-    match ended {
-        Ok(()) if succeeded => {
-            info!(image = %record.id, name = %record.name, "made");
-            shared.show_image(record);
-            return;
-        }
-        Ok(()) => {}
-        Err(error) => {
-            warn!(operation = %running.record.id, error = %error.chain(), "its end cannot be recorded")
+    let outcome = built.map(|built| ImageRecord {
+        sha256: built.sha256,
+        size_bytes: built.size_bytes,
+        used_bytes: built.used_bytes,
+        ..record.clone()
+    });
+    if let Err(error) = &outcome {
+        warn!(operation = %running.record.id, error = %error.chain(), "the image cannot be made");
+        for dir in [stage, target] {
+            if let Err(error) = erase_dir(&dir) {
+                warn!(error = %error.chain(), "what a failed image left cannot be erased; the next start does it");
+            }
         }
     }
-    for dir in [stage, target] {
-        if let Err(error) = erase_dir(&dir) {
-            warn!(error = %error.chain(), "what a failed image left cannot be erased; the next start does it");
+    let mut attempt = 0;
+    while let Err(error) = record_end(&shared, &running, &record, &outcome).await {
+        // A store that is full has room again some day; until then the operation goes on for all to see.
+        warn!(operation = %running.record.id, error = %error.chain(), "its end cannot be recorded yet");
+        attempt += 1;
+        tokio::select! {
+            () = sleep(retry_delay(attempt)) => {}
+            () = shared.stop.cancelled() => return,
+        }
+    }
+}
+
+/// Records the image or frees its name, together with the end of the operation.
+async fn record_end(
+    shared: &Shared,
+    running: &Running,
+    begun: &ImageRecord,
+    outcome: &Result<ImageRecord, Error>,
+) -> Result<(), Error> {
+    match outcome {
+        Ok(record) => {
+            let write = Write::json(rows::image(&record.id), record)?;
+            // The image is there before anybody hears that it is.
+            let show = || shared.show_image(record.clone());
+            shared
+                .end_operation(running, Ok(()), vec![write], show)
+                .await?;
+            info!(image = %record.id, name = %record.name, "made");
+            Ok(())
+        }
+        Err(error) => {
+            let free = Write::Delete(rows::image_name(&begun.owner, &begun.name));
+            shared
+                .end_operation(running, Err(error), vec![free], || {})
+                .await
         }
     }
 }

@@ -3,15 +3,18 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::str::FromStr;
+
+use hutch_contract::id::{ImageId, MachineId};
 
 use crate::Error;
-use crate::engine::{images_dir, machines_dir, spool_dir};
+use crate::engine::{images_dir, machines_dir, spool_dir, trash_dir};
 use crate::prepare::io_error;
 
 /// Something of ours on the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Item {
-    /// `process`, `machine directory`, `image directory`, `spooled file`.
+    /// `process`, `machine directory`, `image directory`, `spooled file`, `discarded directory`.
     pub kind: &'static str,
     /// A process' id, or a file's name.
     pub name: String,
@@ -26,13 +29,13 @@ pub struct Item {
 /// A directory of ours that cannot be read.
 pub fn inventory(data_dir: &Path) -> Result<Vec<Item>, Error> {
     let mut items = Vec::new();
-    let machines = machines_dir(data_dir);
-    for (kind, dir) in [
-        ("machine directory", machines.clone()),
-        ("image directory", images_dir(data_dir)),
-        ("spooled file", spool_dir(data_dir)),
+    let (machines, images) = (machines_dir(data_dir), images_dir(data_dir));
+    for (kind, names) in [
+        ("machine directory", ours::<MachineId>(names(&machines)?)),
+        ("image directory", ours::<ImageId>(names(&images)?)),
+        ("spooled file", names(&spool_dir(data_dir))?),
     ] {
-        items.extend(names(&dir)?.into_iter().map(|name| Item { kind, name }));
+        items.extend(names.into_iter().map(|name| Item { kind, name }));
     }
     let Ok(machines) = machines.canonicalize() else {
         return Ok(items);
@@ -54,6 +57,12 @@ pub fn inventory(data_dir: &Path) -> Result<Vec<Item>, Error> {
     }
     items.sort();
     Ok(items)
+}
+
+/// Those that are ids; what is called otherwise is not ours.
+fn ours<Id: FromStr>(mut names: Vec<String>) -> Vec<String> {
+    names.retain(|name| name.parse::<Id>().is_ok());
+    names
 }
 
 fn names(dir: &Path) -> Result<Vec<String>, Error> {

@@ -21,7 +21,7 @@ struct Inner {
     agent: PathBuf,
     source: KernelSource,
     /// Held while it is being made, so that it is made once.
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 enum State {
@@ -41,7 +41,7 @@ impl Kernel {
                 cache_dir: config.cache_dir.clone(),
                 agent: config.agent.clone(),
                 source,
-                state: Mutex::new(State::NotYet),
+                state: Arc::new(Mutex::new(State::NotYet)),
             }),
         }
     }
@@ -59,28 +59,26 @@ impl Kernel {
         }
     }
 
-    /// The boot set; made now when there is none.
+    /// The boot set; made now when there is none. Goes on when the future is dropped: others may wait for the same.
     pub async fn get(&self) -> Result<BootSet, Error> {
-        let mut state = self.inner.state.lock().await;
+        let mut state = self.inner.state.clone().lock_owned().await;
         if let State::Ready(boot_set) = &*state {
             return Ok(boot_set.clone());
         }
-        *state = State::Failed;
         let inner = self.inner.clone();
-        let made = blocking("make the boot set", move || {
+        blocking("make the boot set", move || {
+            *state = State::Failed;
             let mut silent = |_| {};
-            hutch_image::boot_set(&inner.cache_dir, &inner.agent, &inner.source, &mut silent)
-                .map_err(|error| {
-                    let hint = error.hint();
-                    Error::NoKernel {
-                        reason: Error::from(error).chain(),
-                        hint,
-                    }
-                })
+            let made =
+                hutch_image::boot_set(&inner.cache_dir, &inner.agent, &inner.source, &mut silent)
+                    .map_err(|error| Error::NoKernel {
+                    hint: error.hint(),
+                    reason: Error::from(error).chain(),
+                })?;
+            *state = State::Ready(made.clone());
+            Ok(made)
         })
-        .await?;
-        *state = State::Ready(made.clone());
-        Ok(made)
+        .await
     }
 
     /// Refuses when the last attempt failed and one more does too. While it is still being made there is hope.

@@ -53,18 +53,21 @@ pub enum Target {
     Gone,
 }
 
-/// Gives back a slot when the create that took it does not come to pass.
+/// What a create holds until its machine is seen: its memory, and its slot, which goes back when it does not come to
+/// pass.
 struct SlotGuard<'a> {
     shared: &'a Shared,
     slot: u16,
     before: Option<SlotRow>,
+    memory_mib: u64,
     kept: bool,
 }
 
 impl Drop for SlotGuard<'_> {
     fn drop(&mut self) {
+        let mut fleet = self.shared.fleet();
+        fleet.admitting_mib -= self.memory_mib;
         if !self.kept {
-            let mut fleet = self.shared.fleet();
             match self.before.take() {
                 Some(row) => fleet.slots.insert(self.slot, row),
                 None => fleet.slots.remove(&self.slot),
@@ -74,11 +77,25 @@ impl Drop for SlotGuard<'_> {
 }
 
 impl Engine {
-    /// Makes a machine: returns once the intent is durable, long before it runs.
+    /// Makes a machine: returns once the intent is durable, long before it runs. Goes on when the future is dropped.
     ///
     /// # Errors
     /// What is wrong with the request, what is short on the host, or why no runtime can be used.
     pub async fn create(
+        &self,
+        who: &Principal,
+        request: CreateMachine,
+        idempotency_key: Option<&str>,
+    ) -> Result<Admitted, Error> {
+        let (engine, who) = (self.clone(), who.clone());
+        let key = idempotency_key.map(str::to_owned);
+        self.unbroken("create a machine", async move {
+            engine.create_now(&who, request, key.as_deref()).await
+        })
+        .await
+    }
+
+    async fn create_now(
         &self,
         who: &Principal,
         request: CreateMachine,
@@ -233,7 +250,6 @@ impl Engine {
             Err(error) => return Err(error.into()),
         };
         slot.kept = true;
-        drop(slot);
         let current = Current::new(record.clone(), revision.0);
         let reply = current.machine();
         let machine = Arc::new(engine::Machine::new(shared.store.clone(), current));
@@ -244,6 +260,7 @@ impl Engine {
                 .insert((who.owner.clone(), name), id.clone());
             fleet.machines.insert(id, machine.clone());
         }
+        drop(slot);
         shared.drive(machine, &record, true)?;
         Ok(Admitted {
             machine: reply,
@@ -272,10 +289,13 @@ impl Engine {
                 machine: id.clone(),
             },
         );
+        let memory_mib = u64::from(size.memory_mib);
+        fleet.admitting_mib += memory_mib;
         Ok(SlotGuard {
             shared,
             slot,
             before,
+            memory_mib,
             kept: false,
         })
     }
@@ -292,15 +312,20 @@ impl Engine {
         if row.value.request_sha256 != idempotency.request_sha256 {
             return Err(Error::IdempotencyMismatch);
         }
-        let now = self
-            .shared
-            .fleet()
-            .machines
-            .get(&row.value.reply.id)
-            .and_then(|machine| machine.cell.get());
-        Ok(Some(
-            now.map_or(row.value.reply, |current| current.machine()),
-        ))
+        let reply = row.value.reply;
+        loop {
+            let seen = self.shared.fleet().machines.get(&reply.id).cloned();
+            if let Some(current) = seen.and_then(|machine| machine.cell.get()) {
+                return Ok(Some(current.machine()));
+            }
+            let key = rows::machine(&reply.id);
+            if self.shared.store.get(&key).await?.is_none() {
+                // It was deleted since.
+                return Ok(Some(reply));
+            }
+            // The first request has been committed this instant, and is about to let its machine be seen.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Drops replies that are too old to be asked for again.
@@ -420,6 +445,8 @@ impl Engine {
         }
         self.want(who, reference, "start", |record| {
             if record.wanted != Wanted::Running || plan::status(record) == Status::Failed {
+                // Its guest may have been told to power off: that goes on, and then it is started.
+                record.restart = record.wanted == Wanted::Stopped && plan::came_to_run(record);
                 record.wanted = Wanted::Running;
                 record.generation += 1;
             }
@@ -512,21 +539,30 @@ impl Engine {
         target: Target,
         limit: Duration,
     ) -> Result<Option<Machine>, Error> {
-        let machine = self.find_machine(who, reference)?;
+        let machine = match self.find_machine(who, reference) {
+            // An id is never given again: what is waited for has come already.
+            Err(Error::NotFound { .. })
+                if target == Target::Gone && reference.parse::<MachineId>().is_ok() =>
+            {
+                return Ok(None);
+            }
+            found => found?,
+        };
+        let name = machine.name();
         let mut records = machine.cell.watch();
-        let arrived = records.wait_for(|current| arrival(current.as_ref(), target).is_some());
+        let arrived = records.wait_for(|now| arrival(now.as_ref(), target, &name).is_some());
         let current = match timeout(limit, arrived).await {
             Ok(Ok(current)) => current.clone(),
             Ok(Err(_)) => None,
             Err(_) => {
                 return Err(Error::timeout(
-                    format!("waiting for machine `{}`", machine.name()),
+                    format!("waiting for machine `{name}`"),
                     limit,
                 ));
             }
         };
-        let outcome = arrival(current.as_ref(), target);
-        outcome.unwrap_or_else(|| Err(Error::not_found("machine", reference)))
+        let outcome = arrival(current.as_ref(), target, &name);
+        outcome.unwrap_or_else(|| Err(Error::not_found("machine", &name)))
     }
 
     pub(crate) fn find_machine(
@@ -555,11 +591,15 @@ impl Engine {
 }
 
 /// What waiting for `target` comes to when this is the record; `None`: wait on.
-fn arrival(current: Option<&Current>, target: Target) -> Option<Result<Option<Machine>, Error>> {
+fn arrival(
+    current: Option<&Current>,
+    target: Target,
+    name: &str,
+) -> Option<Result<Option<Machine>, Error>> {
     let Some(current) = current else {
         return Some(match target {
             Target::Gone => Ok(None),
-            Target::Status(_) => Err(Error::not_found("machine", "it was deleted meanwhile")),
+            Target::Status(_) => Err(Error::not_found("machine", name)),
         });
     };
     let record = &current.record;
@@ -575,9 +615,12 @@ fn arrival(current: Option<&Current>, target: Target) -> Option<Result<Option<Ma
             name: record.name.to_string(),
             reason: reason.clone(),
         })),
-        (Status::Stopped | Status::Deleting, _) if wanted == Status::Running => Some(Err(
-            Error::wrong_status(&record.name, status, "come to run"),
-        )),
+        (Status::Stopped, _) if wanted == Status::Running => Some(Err(Error::wrong_status(
+            &record.name,
+            status,
+            "come to run",
+        ))),
+        (Status::Deleting, _) => Some(Err(Error::wrong_status(&record.name, status, "come back"))),
         _ => None,
     }
 }
@@ -608,16 +651,17 @@ fn with_promises(host: Host, fleet: &Fleet) -> Host {
         .values()
         .filter(|row| matches!(row, SlotRow::Taken { .. }))
         .count();
-    let promised_mib = fleet
+    let promised_mib: u64 = fleet
         .machines
         .values()
         .filter_map(|machine| machine.cell.get())
         .filter(|current| current.record.wanted == Wanted::Running)
+        .filter(|current| plan::status(&current.record) != Status::Failed)
         .map(|current| u64::from(current.record.memory_mib))
         .sum();
     Host {
         machines: taken as u64,
-        promised_mib,
+        promised_mib: promised_mib + fleet.admitting_mib,
         ..host
     }
 }

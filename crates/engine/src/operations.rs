@@ -91,15 +91,17 @@ impl Shared {
         running
     }
 
-    /// Records how an operation ended, together with `writes`, and drops the oldest ended ones.
+    /// Records how an operation ended, together with `writes`, and drops the oldest ended ones. `show` is called once
+    /// that is durable and before anybody hears of it.
     ///
     /// # Errors
     /// The store's; the operation is then still running as far as anybody can see, and `recover` ends it.
     pub async fn end_operation(
         &self,
         running: &Running,
-        outcome: &Result<(), Error>,
+        outcome: Result<(), &Error>,
         mut writes: Vec<Write>,
+        show: impl FnOnce(),
     ) -> Result<(), Error> {
         let state = ended(outcome);
         let record = OperationRecord {
@@ -130,12 +132,13 @@ impl Shared {
         for id in dropped.iter().take(16) {
             self.fleet().operations.remove(id);
         }
+        show();
         running.set(state);
         Ok(())
     }
 }
 
-fn ended(outcome: &Result<(), Error>) -> OperationState {
+fn ended(outcome: Result<(), &Error>) -> OperationState {
     match outcome {
         Ok(()) => OperationState::Succeeded,
         Err(error) => OperationState::Failed {
@@ -195,7 +198,7 @@ impl Engine {
             if interrupted {
                 let freed = self.names_reserved_for(&running.record.target).await?;
                 shared
-                    .end_operation(&running, &Err(Error::Interrupted), freed)
+                    .end_operation(&running, Err(&Error::Interrupted), freed, || {})
                     .await?;
             }
         }

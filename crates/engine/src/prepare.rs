@@ -46,6 +46,10 @@ pub(crate) fn prepare(
         fs::Permissions::from_mode(0o600),
     )
     .map_err(|source| io_error("protect", &dir.file(MachineDir::DISK), source))?;
+    // Before the mark: after a power cut a marked disk is whole.
+    fs::File::open(dir.file(MachineDir::DISK))
+        .and_then(|disk| disk.sync_all())
+        .map_err(|source| io_error("sync", &dir.file(MachineDir::DISK), source))?;
     let text = serde_json::to_vec_pretty(record).expect("records have string keys only");
     hutch_disk::write_atomic(&dir.path().join(COMPLETE), &text, 0o600)?;
     Ok(())

@@ -168,7 +168,7 @@ pub(crate) struct Cell {
     pub id: MachineId,
     store: Arc<dyn Store>,
     /// Held while a change is being committed, so that changes of one machine come one after the other.
-    writing: Mutex<()>,
+    writing: Arc<Mutex<()>>,
     /// `None` once the machine is gone.
     current: watch::Sender<Option<Current>>,
 }
@@ -179,7 +179,7 @@ impl Cell {
         Cell {
             id,
             store,
-            writing: Mutex::new(()),
+            writing: Arc::default(),
             current: watch::Sender::new(Some(current)),
         }
     }
@@ -194,12 +194,13 @@ impl Cell {
         self.current.subscribe()
     }
 
-    /// Changes the record by `change`, durably. No change, no commit.
+    /// Changes the record by `change`, durably. No change, no commit. Once begun it goes on to its end when the future
+    /// is dropped: a commit that memory does not know of would make every later one fail.
     pub async fn update(
         &self,
         change: impl FnOnce(&mut MachineRecord) -> Result<(), Error>,
     ) -> Result<Current, Error> {
-        let _writing = self.writing.lock().await;
+        let writing = self.writing.clone().lock_owned().await;
         let Some(current) = self.get() else {
             return Err(Error::not_found("machine", self.id.as_str()));
         };
@@ -211,10 +212,17 @@ impl Cell {
         let key = machine(&self.id);
         let checks = vec![Check::Version(key.clone(), current.version)];
         let writes = vec![Write::json(key, &record)?];
-        let revision = self.store.commit(checks, writes).await?;
-        let current = Current::new(record, revision.0);
-        self.current.send_replace(Some(current.clone()));
-        Ok(current)
+        let (store, published) = (self.store.clone(), self.current.clone());
+        let committed = tokio::spawn(async move {
+            let _writing = writing;
+            let revision = store.commit(checks, writes).await?;
+            let current = Current::new(record, revision.0);
+            published.send_replace(Some(current.clone()));
+            Ok(current)
+        });
+        committed.await.map_err(|_| Error::Panicked {
+            what: "a change of a machine",
+        })?
     }
 
     /// Drops the record with its name; its slot begins to rest.

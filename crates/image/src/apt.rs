@@ -3,6 +3,7 @@
 
 use crate::error::{Error, printable};
 use crate::progress::{OnProgress, Progress};
+use rustix::process::Signal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -108,7 +109,7 @@ fn version(package: &str) -> Result<String, Error> {
 
 fn run(command: &mut Command, program: &'static str) -> Result<Output, Error> {
     command.stdin(Stdio::null()).env("LC_ALL", "C");
-    crate::sys::bind(command, &[], None);
+    crate::sys::bind(command, &[], None, Signal::KILL);
     command.output().map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => Error::MissingProgram {
             program,

@@ -67,6 +67,15 @@ pub fn bootstrap(
     if let Some(proxy) = sources::apt_proxy() {
         command.env("http_proxy", proxy);
     }
+    if mode == "root" {
+        // Killed, it leaves its tree behind, with /proc and /sys mounted in it. Mounts of its own end with it, and the
+        // tree is where the caller cleans up instead of in /tmp. As an ordinary user it works in a namespace anyway, and
+        // under another id, to which the caller's directory may be closed.
+        crate::sys::own_mounts(&mut command);
+        if let Some(dir) = target.parent() {
+            command.env("TMPDIR", dir);
+        }
+    }
     run(command, out, cancel, progress).inspect_err(|_| {
         // The first error is the one to report.
         let _ = std::fs::remove_file(target);
@@ -128,7 +137,8 @@ fn run(
         .stdout(Stdio::from(out))
         .stderr(Stdio::piped());
     command.env("LC_ALL", "C.UTF-8").process_group(0);
-    crate::sys::bind(&mut command, &[], None);
+    // It ends its own children and removes what it made only when it is asked to end.
+    crate::sys::bind(&mut command, &[], None, Signal::TERM);
     let spawned = command.spawn();
     // It holds the archive open.
     drop(command);

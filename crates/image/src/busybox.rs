@@ -1,6 +1,7 @@
 //! A tiny root filesystem from the host's static busybox, as a tar archive.
 
 use crate::error::Error;
+use rustix::process::Signal;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -72,7 +73,7 @@ fn applets(program: &Path) -> Result<Vec<String>, Error> {
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .stdout(Stdio::piped());
-    crate::sys::bind(&mut command, &[], None);
+    crate::sys::bind(&mut command, &[], None, Signal::KILL);
     let mut child = command.spawn().map_err(Error::io("run", program))?;
     let mut list = String::new();
     let stdout = child.stdout.take().expect("piped above");

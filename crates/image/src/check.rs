@@ -5,6 +5,7 @@ use crate::build::{Built, disk_digest};
 use crate::error::{Error, printable};
 use crate::limits::Limits;
 use crate::progress::{OnProgress, Progress};
+use rustix::process::Signal;
 use std::fs::{File, OpenOptions, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
@@ -53,7 +54,7 @@ fn run_e2fsck(disk: &File, root: bool) -> Result<(), Error> {
         if root {
             command.uid(NOBODY).gid(NOBODY);
         }
-        crate::sys::bind(&mut command, &[], Some(E2FSCK_MEMORY_BYTES));
+        crate::sys::bind(&mut command, &[], Some(E2FSCK_MEMORY_BYTES), Signal::KILL);
         command.output()
     };
     // Debian keeps it out of the search path of ordinary users.

@@ -71,7 +71,7 @@ pub fn build_in_child(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let files: Vec<&File> = inputs.iter().chain([&output]).collect();
-    crate::sys::bind(&mut command, &files, None);
+    crate::sys::bind(&mut command, &files, None, Signal::KILL);
     let child = command.spawn().map_err(Error::io("run", exe))?;
     let mut child = Running { child };
     let order = Order {

@@ -6,16 +6,23 @@
 )]
 
 use rustix::io::FdFlags;
+use rustix::mount::MountPropagationFlags;
 use rustix::process::{Resource, Rlimit, Signal};
+use rustix::thread::UnshareFlags;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Kills the command's process when our thread ends, and lets it inherit `files` under their own
+/// Sends `at_our_end` to the command's process when our thread ends, and lets it inherit `files` under their own
 /// numbers. `memory_bytes` bounds its address space.
-pub(crate) fn bind(command: &mut Command, files: &[&File], memory_bytes: Option<u64>) {
+pub(crate) fn bind(
+    command: &mut Command,
+    files: &[&File],
+    memory_bytes: Option<u64>,
+    at_our_end: Signal,
+) {
     let numbers: Vec<RawFd> = files.iter().map(|file| file.as_raw_fd()).collect();
     let before_exec = move || -> io::Result<()> {
         for number in &numbers {
@@ -27,8 +34,21 @@ pub(crate) fn bind(command: &mut Command, files: &[&File], memory_bytes: Option<
             lower(Resource::As, bytes)?;
         }
         Ok(rustix::process::set_parent_process_death_signal(Some(
-            Signal::KILL,
+            at_our_end,
         ))?)
+    };
+    // SAFETY: the closure makes system calls only; it neither allocates nor takes locks.
+    unsafe { command.pre_exec(before_exec) };
+}
+
+/// Gives the command's process mounts of its own: what it mounts nobody else sees, and it goes with its last process,
+/// however that ends. Needs root.
+pub(crate) fn own_mounts(command: &mut Command) {
+    let before_exec = || -> io::Result<()> {
+        // SAFETY: the child has one thread and shares no open directory or root with anybody.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS)? };
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        Ok(rustix::mount::mount_change(c"/", private)?)
     };
     // SAFETY: the closure makes system calls only; it neither allocates nor takes locks.
     unsafe { command.pre_exec(before_exec) };
