@@ -34,6 +34,7 @@ pub fn inventory(data_dir: &Path) -> Result<Vec<Item>, Error> {
         ("machine directory", ours::<MachineId>(names(&machines)?)),
         ("image directory", ours::<ImageId>(names(&images)?)),
         ("spooled file", names(&spool_dir(data_dir))?),
+        ("discarded directory", names(&trash_dir(data_dir))?),
     ] {
         items.extend(names.into_iter().map(|name| Item { kind, name }));
     }
