@@ -210,20 +210,7 @@ impl Table {
             group,
         } = launch;
         let failed = |error: std::io::Error| status::of_io("start a process", &error);
-        let Ends {
-            input,
-            output,
-            error,
-            slave,
-        } = ends;
-        let terminal = slave.is_some();
-        let output = Arc::new(Source::new(output, terminal).map_err(failed)?);
-        let error = error.map(|fd| Source::new(fd, false).map(Arc::new));
-        let error = error.transpose().map_err(failed)?;
-        let input = input
-            .map(|fd| poll::watch(fd, Interest::WRITABLE))
-            .transpose()
-            .map_err(failed)?;
+        let watched = Watched::new(ends).map_err(failed)?;
         let report = tokio::net::unix::pipe::Receiver::from_owned_fd(report).map_err(failed)?;
         let pid = exec::spawn(&exec).map_err(failed)?;
         // The child's ends must not stay open here.
@@ -239,11 +226,11 @@ impl Table {
             argv: shorten(&request.argv),
             started_unix_ms: unix_ms(),
             group,
-            input: tokio::sync::Mutex::new(input),
-            terminal: terminal.then(|| output.fd()),
+            input: tokio::sync::Mutex::new(watched.input),
+            terminal: watched.slave.is_some().then(|| watched.output.fd()),
             live: Mutex::new(Live {
-                sources: Some([Some(output.clone()), error.clone()]),
-                slave,
+                sources: Some([Some(watched.output.clone()), watched.error.clone()]),
+                slave: watched.slave,
                 timed_out: false,
             }),
             launched: watch::Sender::new(None),
@@ -256,7 +243,10 @@ impl Table {
                 .by_pid
                 .insert(pid.as_raw_nonzero().get(), process.clone());
         }
-        let sources = [(Stream::Stdout, Some(output)), (Stream::Stderr, error)];
+        let sources = [
+            (Stream::Stdout, Some(watched.output)),
+            (Stream::Stderr, watched.error),
+        ];
         for (stream, source) in sources {
             if let Some(source) = source {
                 tokio::spawn(pump::run(source, stream, process.output.clone()));
@@ -348,6 +338,27 @@ impl Table {
         };
         let _ = tokio::time::timeout(Duration::from_secs(2), killed).await;
         self.groups.remove_if_empty();
+    }
+}
+
+/// The agent's ends of a process' streams, watched by the runtime.
+struct Watched {
+    input: Option<AsyncFd<OwnedFd>>,
+    output: Arc<Source>,
+    error: Option<Arc<Source>>,
+    slave: Option<OwnedFd>,
+}
+
+impl Watched {
+    fn new(ends: Ends) -> std::io::Result<Self> {
+        let input = ends.input.map(|fd| poll::watch(fd, Interest::WRITABLE));
+        let error = ends.error.map(|fd| Source::new(fd, false).map(Arc::new));
+        Ok(Self {
+            input: input.transpose()?,
+            output: Arc::new(Source::new(ends.output, ends.slave.is_some())?),
+            error: error.transpose()?,
+            slave: ends.slave,
+        })
     }
 }
 

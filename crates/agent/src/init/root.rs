@@ -1,5 +1,6 @@
 //! From the initramfs to the machine's own root. Paths in the image are resolved inside it: its links are its users'.
 
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -138,71 +139,51 @@ fn free(initramfs: OwnedFd) {
     }
 }
 
-/// Mounts that programs expect. The image may lack a place for one of them: that is said, and no reason to give up.
+/// Says what did not work, which is no reason to give up: a machine lacks something then, and its console tells what.
+fn report(what: &str, result: rustix::io::Result<()>) {
+    if let Err(errno) = result {
+        say(&format!("{what}: {}", std::io::Error::from(errno)));
+    }
+}
+
+/// Makes a mount point; whether it is new.
+fn place(target: &str) -> bool {
+    match rustix::fs::mkdir(target, Mode::from_raw_mode(0o755)) {
+        Err(Errno::EXIST) => false,
+        result => {
+            report(&format!("make directory {target}"), result);
+            result.is_ok()
+        }
+    }
+}
+
+fn mount_at(target: &str, kind: &str, flags: MountFlags, data: &CStr) {
+    place(target);
+    let result = mount(kind, target, kind, flags, Some(data));
+    report(&format!("mount {target}"), result);
+}
+
+/// Mounts that programs expect.
 fn standard_mounts() {
-    let none = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    let mounts = [
-        (
-            "tmpfs",
-            "/run",
-            MountFlags::NOSUID | MountFlags::NODEV,
-            Some(c"mode=755"),
-        ),
-        (
-            "devpts",
-            "/dev/pts",
-            MountFlags::NOSUID | MountFlags::NOEXEC,
-            Some(c"gid=5,mode=620,ptmxmode=666"),
-        ),
-        (
-            "tmpfs",
-            "/dev/shm",
-            MountFlags::NOSUID | MountFlags::NODEV,
-            Some(c"mode=1777"),
-        ),
-    ];
-    let place = |target: &str| match rustix::fs::mkdir(target, Mode::from_raw_mode(0o755)) {
-        Ok(()) => true,
-        Err(errno) => {
-            if errno != Errno::EXIST {
-                say(&format!(
-                    "no place for {target}: {}",
-                    std::io::Error::from(errno)
-                ));
-            }
-            false
-        }
-    };
-    let report = |target: &str, result: rustix::io::Result<()>| {
-        if let Err(errno) = result {
-            say(&format!("mount {target}: {}", std::io::Error::from(errno)));
-        }
-    };
-    for (kind, target, flags, data) in mounts {
-        place(target);
-        report(target, mount(kind, target, kind, flags, data));
-    }
-    // Moving processes between groups is then cheap (Linux 6.0).
-    let cgroups = "/sys/fs/cgroup";
-    let quick = mount(
-        "cgroup2",
-        cgroups,
-        "cgroup2",
-        none,
-        Some(c"nsdelegate,favordynmods"),
+    let shared = MountFlags::NOSUID | MountFlags::NODEV;
+    let devices = MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount_at("/run", "tmpfs", shared, c"mode=755");
+    mount_at(
+        "/dev/pts",
+        "devpts",
+        devices,
+        c"gid=5,mode=620,ptmxmode=666",
     );
-    if quick.is_err() {
-        report(
-            cgroups,
-            mount("cgroup2", cgroups, "cgroup2", none, Some(c"nsdelegate")),
-        );
-    }
+    mount_at("/dev/shm", "tmpfs", shared, c"mode=1777");
     if !Path::new("/tmp").exists() && place("/tmp") {
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        report(
-            "/tmp",
-            mount("tmpfs", "/tmp", "tmpfs", flags, Some(c"mode=1777")),
-        );
+        mount_at("/tmp", "tmpfs", shared, c"mode=1777");
+    }
+    let flags = shared | MountFlags::NOEXEC;
+    let cgroups = "/sys/fs/cgroup";
+    // Moving processes between groups is cheap with it (Linux 6.0).
+    let quick = Some(c"nsdelegate,favordynmods");
+    if mount("cgroup2", cgroups, "cgroup2", flags, quick).is_err() {
+        mount_at(cgroups, "cgroup2", flags, c"nsdelegate");
     }
     // What udev would make.
     let links = [
