@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::auth::{Peer, Token};
 use crate::http::{App, router};
@@ -134,6 +134,7 @@ impl Server {
             closing,
             closed: closed.clone(),
         };
+        tokio::spawn(end_with(engine.clone(), serving.closing.clone()));
         tokio::spawn(async move {
             // Whatever ends this task, also a panic, whoever waits for the end is told.
             let _told = closed.drop_guard();
@@ -148,6 +149,18 @@ impl Server {
             info!("ended; machines go on");
         });
         Ok(running)
+    }
+}
+
+/// Ends the server when its engine cannot go on: a server that can make nothing durable must not answer 2xx, and the
+/// next start finds out what was.
+async fn end_with(engine: Engine, closing: CancellationToken) {
+    tokio::select! {
+        () = closing.cancelled() => {}
+        reason = engine.failed() => {
+            error!(reason = %reason.chain(), hint = reason.hint(), "the server ends");
+            closing.cancel();
+        }
     }
 }
 

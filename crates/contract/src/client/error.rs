@@ -120,10 +120,14 @@ impl Error {
     }
 }
 
-/// What lies under reqwest's own sentence, which only repeats the URL.
+/// What lies at the bottom of reqwest's sentences, which only repeat the URL and each other.
 fn cause(error: reqwest::Error) -> Source {
-    match error.source() {
-        Some(inner) => inner.to_string().into(),
+    let mut deepest = error.source();
+    while let Some(below) = deepest.and_then(|cause| cause.source()) {
+        deepest = Some(below);
+    }
+    match deepest {
+        Some(deepest) => deepest.to_string().into(),
         None => error.without_url().into(),
     }
 }
