@@ -195,7 +195,14 @@ impl Engine {
         let store =
             crate::drive::blocking("open the store", move || Ok(SqliteStore::open(&database)?))
                 .await?;
-        let store: Arc<dyn Store> = Arc::new(store);
+        Engine::over(config, lock, Arc::new(store)).await
+    }
+
+    async fn over(
+        config: EngineConfig,
+        lock: File,
+        store: Arc<dyn Store>,
+    ) -> Result<Engine, Error> {
         let instance = instance(store.as_ref()).await?;
         let runtimes = crate::doctor::runtimes(&config);
         let shared = Arc::new(Shared {
@@ -505,3 +512,6 @@ async fn instance(store: &dyn Store) -> Result<Instance, Error> {
         .await?;
     Ok(made)
 }
+
+#[cfg(all(test, feature = "stub"))]
+mod tests;

@@ -93,7 +93,8 @@ pub fn next(record: &MachineRecord, facts: &Facts) -> Step {
 
         (Life::None(_), Wanted::Deleted) => Step::Remove,
         (Life::None(exit), Wanted::Stopped) => {
-            if record.observed == Observed::Stopped && exit.is_none() {
+            let served = record.served == record.generation;
+            if record.observed == Observed::Stopped && served && exit.is_none() {
                 Step::Rest
             } else {
                 Step::NoteStopped(exit.clone())
@@ -138,7 +139,10 @@ pub fn status(record: &MachineRecord) -> Status {
         (Observed::Failed { .. }, _) if record.served == record.generation => Status::Failed,
         (Observed::Running, Wanted::Running) if !record.restart => Status::Running,
         (_, Wanted::Running) => Status::Starting,
-        (Observed::Stopped, Wanted::Stopped) => Status::Stopped,
+        // Unserved, a start that was taken back may still be on its way.
+        (Observed::Stopped, Wanted::Stopped) if record.served == record.generation => {
+            Status::Stopped
+        }
         (_, Wanted::Stopped) => Status::Stopping,
     }
 }

@@ -108,6 +108,22 @@ fn a_restart_stops_first() {
     assert_eq!(status(&asked), Status::Starting);
 }
 
+#[test]
+fn a_start_that_is_taken_back_is_stopping_until_nothing_runs() {
+    let stopped = record(Wanted::Stopped, Observed::Stopped);
+    assert_eq!(status(&stopped), Status::Stopped);
+    assert_eq!(next(&stopped, &facts(Life::None(None))), Step::Rest);
+    let taken_back = MachineRecord {
+        generation: stopped.generation + 2,
+        ..stopped
+    };
+    assert_eq!(status(&taken_back), Status::Stopping);
+    assert_eq!(
+        next(&taken_back, &facts(Life::None(None))),
+        Step::NoteStopped(None)
+    );
+}
+
 fn any_exit() -> impl Strategy<Value = Option<Exit>> {
     prop_oneof![
         Just(None),

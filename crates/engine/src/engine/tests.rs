@@ -1,0 +1,222 @@
+//! Engines over a store that fails, at every commit in turn and for good.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use hutch_contract::image::ImageSource;
+use hutch_contract::machine::{CreateMachine, Status};
+use hutch_store::{Change, Entry, Key, MemoryStore, Revision};
+
+use super::*;
+use crate::{Target, inventory};
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// A store whose commits can be made to fail.
+struct Sick {
+    store: MemoryStore,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Commits until one finds no room.
+    full_in: Option<u32>,
+    /// `None`: it has failed for good.
+    news: Option<watch::Sender<Revision>>,
+}
+
+impl Sick {
+    fn new() -> Arc<Sick> {
+        let state = State {
+            full_in: None,
+            news: Some(watch::Sender::default()),
+        };
+        Arc::new(Sick {
+            store: MemoryStore::new(),
+            state: Mutex::new(state),
+        })
+    }
+
+    fn full_in(&self, commits: u32) {
+        self.state.lock().unwrap().full_in = Some(commits);
+    }
+
+    fn fail(&self) {
+        self.state.lock().unwrap().news = None;
+    }
+}
+
+#[async_trait]
+impl Store for Sick {
+    async fn commit(
+        &self,
+        checks: Vec<Check>,
+        writes: Vec<Write>,
+    ) -> Result<Revision, hutch_store::Error> {
+        {
+            let mut state = self.state.lock().unwrap();
+            if state.news.is_none() {
+                return Err(hutch_store::Error::Stopped { cause: None });
+            }
+            state.full_in = match state.full_in {
+                Some(0) => {
+                    state.full_in = None;
+                    return Err(hutch_store::Error::TooLarge {
+                        unit: "bytes",
+                        size: 2,
+                        limit: 1,
+                    });
+                }
+                left => left.map(|left| left - 1),
+            };
+        }
+        self.store.commit(checks, writes).await
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Entry>, hutch_store::Error> {
+        self.store.get(key).await
+    }
+
+    async fn get_many(&self, keys: &[Key]) -> Result<Vec<Option<Entry>>, hutch_store::Error> {
+        self.store.get_many(keys).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, hutch_store::Error> {
+        self.store.list(prefix, after, limit).await
+    }
+
+    async fn changes(
+        &self,
+        after: Revision,
+        prefix: &str,
+        limit: usize,
+    ) -> Result<Vec<Change>, hutch_store::Error> {
+        self.store.changes(after, prefix, limit).await
+    }
+
+    async fn compact(&self, keep_revisions: u64) -> Result<Revision, hutch_store::Error> {
+        self.store.compact(keep_revisions).await
+    }
+
+    async fn revision(&self) -> Result<Revision, hutch_store::Error> {
+        self.store.revision().await
+    }
+
+    fn subscribe(&self) -> watch::Receiver<Revision> {
+        match &self.state.lock().unwrap().news {
+            Some(news) => news.subscribe(),
+            None => watch::channel(Revision(0)).1,
+        }
+    }
+}
+
+/// An engine whose machines are prepared and then fail to start, with an image `tiny`.
+async fn engine(dir: &Path, store: Arc<Sick>) -> Engine {
+    let mut config = crate::config::tests::config(dir);
+    config.launcher = "/bin/false".into();
+    config.runtime = Some("stub".into());
+    config
+        .runtime_programs
+        .insert("stub".into(), "/bin/true".into());
+    config.kernel = Some("/nowhere/kernel.deb".into());
+    (config.disk_reserve_mib, config.memory_floor_mib) = (0, 0);
+    for dir in [
+        machines_dir(&config.data_dir),
+        images_dir(&config.data_dir),
+        spool_dir(&config.data_dir),
+    ] {
+        fs::create_dir_all(dir).unwrap();
+    }
+    let lock = lock(&config.data_dir).unwrap();
+    let engine = Engine::over(config, lock, store).await.unwrap();
+    let image = ImageRecord {
+        format: FORMAT,
+        id: ImageId::new(),
+        owner: engine.local_admin().owner,
+        name: "tiny".parse().unwrap(),
+        source: ImageSource::Ext4,
+        sha256: String::new(),
+        size_bytes: 5,
+        used_bytes: 5,
+        created_at_ms: 0,
+    };
+    let disk = engine.shared.image_disk(&image.id);
+    fs::create_dir(disk.parent().unwrap()).unwrap();
+    fs::write(&disk, "a disk").unwrap();
+    fs::set_permissions(disk, fs::Permissions::from_mode(0o400)).unwrap();
+    let mut fleet = engine.shared.fleet();
+    let name = (image.owner.clone(), image.name.clone());
+    fleet.image_names.insert(name, image.id.clone());
+    fleet.images.insert(image.id.clone(), image);
+    drop(fleet);
+    engine
+}
+
+fn spec() -> CreateMachine {
+    serde_json::from_value(serde_json::json!({ "image": "tiny", "name": "a", "disk_gib": 1 }))
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_loses_no_wish_and_leaks_nothing() {
+    for nth in 0..6 {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Sick::new();
+        let engine = engine(dir.path(), store.clone()).await;
+        let who = engine.local_admin();
+        let taken = |engine: &Engine| {
+            let fleet = engine.shared.fleet();
+            let rows = fleet.slots.values();
+            let taken = rows.filter(|row| matches!(row, SlotRow::Taken { .. }));
+            (taken.count(), fleet.admitting_mib)
+        };
+        store.full_in(nth);
+        if engine.create(&who, spec(), None).await.is_err() {
+            assert_eq!((nth, taken(&engine)), (0, (0, 0)));
+            engine.create(&who, spec(), None).await.unwrap();
+        }
+        assert_eq!(taken(&engine), (1, 0));
+        let failed = Target::Status(Status::Failed);
+        engine.wait(&who, "a", failed, LONG).await.unwrap();
+        while engine.delete(&who, "a").await.is_err() {}
+        let gone = engine.wait(&who, "a", Target::Gone, LONG).await;
+        assert!(gone.is_ok_and(|machine| machine.is_none()));
+        while !engine.shared.fleet().machines.is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(taken(&engine), (0, 0));
+        for prefix in ["machine/", "name/"] {
+            assert!(store.list(prefix, None, 9).await.unwrap().is_empty());
+        }
+        let left = inventory(&engine.shared.config.data_dir).unwrap();
+        assert_eq!(left.len(), 1, "the image: {left:?}");
+        engine.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_fails_for_good_ends_the_engine() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Sick::new();
+    let engine = engine(dir.path(), store.clone()).await;
+    let failed = engine.failed();
+    tokio::pin!(failed);
+    let soon = tokio::time::timeout(Duration::from_millis(20), &mut failed).await;
+    assert!(soon.is_err(), "it is well");
+    store.fail();
+    let reason = tokio::time::timeout(LONG, failed).await.unwrap();
+    assert!(reason.chain().contains("no more commits"), "{reason}");
+    // Its tasks end too: what nobody can record is not done.
+    let stopped = engine.shared.stop.cancelled();
+    tokio::time::timeout(LONG, stopped).await.unwrap();
+    let who = engine.local_admin();
+    assert!(engine.create(&who, spec(), None).await.is_err());
+}

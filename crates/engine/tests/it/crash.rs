@@ -1,0 +1,208 @@
+//! Engines that end at any moment and come back: machines are adopted or finished, nothing leaks, nothing foreign is
+//! touched.
+
+use std::time::{Duration, Instant};
+
+use hutch_contract::id::{ImageId, MachineId};
+use hutch_contract::image::ImportFormat;
+use hutch_contract::machine::{Exit, Status};
+use hutch_contract::operation::OperationState;
+use hutch_engine::{Engine, Error};
+use rustix::process::{Signal, kill_process};
+use tokio::runtime::Runtime;
+
+use crate::lab::{Home, LONG, Lab, body, tiny};
+
+/// Processes of a machine that runs: shim, VMM and agent.
+const PROCESSES: usize = 3;
+
+/// Opens the engine of a place as soon as what is left of the one before has let go.
+async fn reopen(home: &Home) -> Engine {
+    let began = Instant::now();
+    loop {
+        match Engine::open(home.config()).await {
+            Err(Error::DataDirBusy { .. }) if began.elapsed() < LONG => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
+/// A server that dies: nothing is closed, every task is gone at the await it stood at.
+fn dies(server: Runtime, lab: Lab) -> Home {
+    let Lab { engine, home, .. } = lab;
+    server.shutdown_background();
+    drop(engine);
+    home
+}
+
+/// A server that dies a moment after `work` has begun, and the one after it.
+fn after_a_crash<W, T>(work: W, then: T)
+where
+    W: AsyncFnOnce(&Lab),
+    T: AsyncFnOnce(&Lab),
+{
+    let server = Runtime::new().unwrap();
+    let Some(lab) = server.block_on(Lab::new()) else {
+        return;
+    };
+    server.block_on(work(&lab));
+    let home = dies(server, lab);
+    let server = Runtime::new().unwrap();
+    server.block_on(async {
+        let engine = reopen(&home).await;
+        let lab = Lab::of(home, engine);
+        then(&lab).await;
+        lab.engine.close().await;
+    });
+}
+
+#[test]
+fn machines_outlive_their_server() {
+    let mut vmm = None;
+    after_a_crash(
+        async |lab| vmm = Some(lab.pid(&lab.running("a").await, "vmm")),
+        async |lab| {
+            assert_eq!(lab.sh("a", "echo up").await.unwrap().stdout, "up\n");
+            let after = lab.now("a");
+            assert_eq!((after.starts, after.status), (1, Status::Running));
+            lab.delete("a").await;
+            assert_eq!(lab.home.left(), []);
+        },
+    );
+    assert!(vmm.is_some());
+}
+
+#[test]
+fn what_ends_while_no_server_is_there_is_known_to_the_next() {
+    let (mut a, mut b) = (None, None);
+    let server = Runtime::new().unwrap();
+    let Some(lab) = server.block_on(Lab::new()) else {
+        return;
+    };
+    server.block_on(async {
+        a = Some(lab.pid(&lab.running("a").await, "vmm"));
+        b = Some(lab.pid(&lab.running("b").await, "shim"));
+    });
+    let home = dies(server, lab);
+    kill_process(a.unwrap(), Signal::ABORT).unwrap();
+    kill_process(b.unwrap(), Signal::KILL).unwrap();
+    Runtime::new().unwrap().block_on(async {
+        let engine = reopen(&home).await;
+        let lab = Lab::of(home, engine);
+        let a = lab.wait("a", Status::Stopped).await.unwrap();
+        assert_eq!(a.exit, Some(Exit::Signal { signal: 6 }));
+        let b = lab.wait("b", Status::Stopped).await.unwrap();
+        assert_eq!(b.exit, Some(Exit::Lost));
+        lab.start("a").await;
+        lab.wait("a", Status::Running).await.unwrap();
+        lab.engine.close().await;
+    });
+}
+
+#[test]
+fn a_crash_at_any_moment_loses_no_wish_and_leaves_nothing() {
+    for ms in [0, 1, 3, 6, 10, 20, 35, 60, 100, 200] {
+        after_a_crash(
+            async |lab| {
+                for name in ["stop", "delete", "restart"] {
+                    lab.running(name).await;
+                }
+                lab.create("create").await.unwrap();
+                lab.stop("stop").await;
+                lab.restart("restart").await;
+                lab.engine.delete(&lab.who, "delete").await.unwrap();
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+            },
+            async |lab| {
+                for name in ["create", "restart"] {
+                    lab.wait(name, Status::Running).await.unwrap();
+                    assert_eq!(lab.sh(name, "echo up").await.unwrap().stdout, "up\n");
+                }
+                lab.wait("stop", Status::Stopped).await.unwrap();
+                while lab.engine.machine(&lab.who, "delete").is_ok() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                assert_eq!(lab.home.settle(2 * PROCESSES), 2 * PROCESSES);
+                for name in ["create", "restart", "stop"] {
+                    lab.delete(name).await;
+                }
+                assert_eq!(lab.home.left(), []);
+            },
+        );
+    }
+}
+
+#[test]
+fn an_interrupted_import_is_told_and_frees_its_name() {
+    after_a_crash(
+        async |lab| {
+            let (name, format) = ("b".parse().unwrap(), ImportFormat::Tar);
+            let body = body(tiny());
+            let accepted = lab.engine.import_image(&lab.who, name, format, body).await;
+            accepted.unwrap();
+        },
+        async |lab| {
+            // Unless it was faster than the crash.
+            if lab.engine.image(&lab.who, "b").is_err() {
+                assert_eq!(lab.import("b", tiny()).await, OperationState::Succeeded);
+            }
+            lab.engine.delete_image(&lab.who, "b").await.unwrap();
+            let images = hutch_engine::inventory(&lab.home.data()).unwrap();
+            assert_eq!(images.len(), 1, "{images:?}");
+        },
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orphans_are_erased_and_what_is_foreign_stays() {
+    let Some(lab) = Lab::new().await else { return };
+    lab.running("a").await;
+    lab.engine.close().await;
+    let Lab { engine, home, .. } = lab;
+    drop(engine);
+    let (machines, images) = (home.data().join("machines"), home.data().join("images"));
+    let orphans = [
+        machines.join(MachineId::new().as_str()),
+        images.join(ImageId::new().as_str()),
+    ];
+    let foreign = [machines.join("lost+found"), images.join("notes")];
+    for dir in orphans.iter().chain(&foreign) {
+        std::fs::create_dir(dir).unwrap();
+        std::fs::write(dir.join("file"), "").unwrap();
+    }
+    std::fs::write(machines.join("README"), "").unwrap();
+    let engine = reopen(&home).await;
+    let lab = Lab::of(home, engine);
+    assert!(orphans.iter().all(|dir| !dir.exists()));
+    assert!(foreign.iter().all(|dir| dir.join("file").exists()));
+    assert!(machines.join("README").exists());
+    lab.delete("a").await;
+    assert_eq!(lab.home.left(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_has_one_engine() {
+    let Some(lab) = Lab::new().await else { return };
+    let second = Engine::open(lab.home.config()).await;
+    assert!(matches!(second.err(), Some(Error::DataDirBusy { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_waits_for_what_was_begun() {
+    for ms in [0, 2, 5, 10, 20, 40] {
+        let Some(lab) = Lab::new().await else { return };
+        lab.create("a").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        lab.engine.close().await;
+        let Lab { engine, home, .. } = lab;
+        drop(engine);
+        // No waiting: with the end of the first the directory is free.
+        let engine = Engine::open(home.config()).await.unwrap();
+        let lab = Lab::of(home, engine);
+        lab.wait("a", Status::Running).await.unwrap();
+        lab.delete("a").await;
+        assert_eq!(lab.home.left(), []);
+    }
+}

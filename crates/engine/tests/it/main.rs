@@ -1,0 +1,11 @@
+//! Whole engines over the real store, with machines of the stub runtime: behaviour, abuse, crashes.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod crash;
+mod images;
+mod inside;
+mod lab;
+mod life;
+mod races;
+mod sick;
