@@ -30,7 +30,7 @@ use crate::raw::{self, Answer};
 use crate::{cache_dir, host};
 
 /// No wait of the harness is longer. Emulated guests on a busy machine are slow.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(300);
 /// Prefix of the directories, by which those of killed tests are found.
 const PREFIX: &str = "hutch-lab-";
 
@@ -92,7 +92,7 @@ impl Lab {
             fs::create_dir(&dir).unwrap();
             fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
         }
-        let built = built();
+        let built = programs();
         for program in ["hutch", "hutch-stub-vmm", "guest/hutch-agent"] {
             let (from, to) = (built.join(program), dir.join("bin").join(program));
             if !from.exists() && program == "hutch-stub-vmm" && runtime != Runtime::Stub {
@@ -392,7 +392,7 @@ impl Lab {
             cwd: None,
             user: None,
             stdin_base64: None,
-            timeout_ms: Some(120_000),
+            timeout_ms: Some(280_000),
         };
         let ran = self.client().exec(machine, &exec).await;
         ran.unwrap_or_else(|error| panic!("{script}: {error}\n{}", self.log()))
@@ -485,7 +485,7 @@ fn processes_of(dir: &Path) -> Vec<String> {
 }
 
 /// Where the programs under test are: in `HUTCH_TEST_PROGRAMS`, else beside this test.
-fn built() -> PathBuf {
+pub fn programs() -> PathBuf {
     if let Some(dir) = std::env::var_os("HUTCH_TEST_PROGRAMS") {
         return dir.into();
     }

@@ -78,8 +78,7 @@ async fn memory(lab: &Lab, machines: u32) {
     let empty = resident_kib(lab.server_pid());
     let mut running = 1;
     while running < machines {
-        let mut request = lab.request(&format!("memory-{running}"));
-        request.memory_mib = Some(64);
+        let request = lab.request(&format!("memory-{running}"));
         match lab.client().create(&request, None, Some(LIMIT)).await {
             Ok(_) => running += 1,
             Err(error) => {
