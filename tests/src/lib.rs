@@ -15,7 +15,7 @@ mod raw;
 mod tars;
 
 pub use host::{Random, cache_dir, is_root, processes_below, qemu, wait_until};
-pub use lab::{Lab, Runtime};
+pub use lab::{Lab, Runtime, programs};
 pub use program::Ran;
 pub use raw::Answer;
 pub use tars::{entry, root_tar};

@@ -1,10 +1,12 @@
 //! `cargo xtask test`, `bless` and `bench`.
 
+use std::path::PathBuf;
+
 use clap::Args as ClapArgs;
 
 use crate::Result;
 use crate::build::{self, FEATURES};
-use crate::command::{self, cargo};
+use crate::command::{self, cargo, command, output};
 use crate::{agent, setup};
 
 /// Which tests.
@@ -34,12 +36,28 @@ pub fn run(args: &Args) -> Result {
         FEATURES,
     ]))?;
     let mut nextest = cargo(["nextest", "run", "--workspace", "--features", FEATURES]);
+    if let Some(kernel) = test_kernel() {
+        nextest.env("HUTCH_TEST_MODULES", kernel.with_file_name("boot"));
+        nextest.env("HUTCH_TEST_KERNEL", kernel);
+    }
     match args {
         Args { unit: true, .. } => nextest.args(["--exclude", "hutch-tests"]),
         Args { e2e: true, .. } => nextest.args(["-E", "package(hutch-tests)"]),
         _ => &mut nextest,
     };
     command::run(nextest.args(&args.nextest))
+}
+
+/// A kernel for the tests that put guests of their own together. Without it they say what they skip.
+fn test_kernel() -> Option<PathBuf> {
+    let program = crate::profile_dir(false).join("test-kernel");
+    match output(&mut command::<&str>(&program.to_string_lossy(), [])) {
+        Ok(path) => Some(PathBuf::from(path.trim())),
+        Err(error) => {
+            eprintln!("skipped: tests with guests of their own, since {error}");
+            None
+        }
+    }
 }
 
 /// Writes the golden files anew. What changed is to be read in the diff.

@@ -1,6 +1,6 @@
 //! A guest for tests: busybox, a few modules and an `/init` that reads commands from its channel, as a cpio archive.
 //!
-//! `HUTCH_TEST_KERNEL` names a kernel, `HUTCH_TEST_MODULES` its directory of modules (`lib/modules/VERSION`).
+//! `HUTCH_TEST_KERNEL` names a kernel, `HUTCH_TEST_MODULES` a directory with its modules; `cargo xtask test` sets both.
 
 use std::path::{Path, PathBuf};
 
@@ -12,13 +12,13 @@ pub struct BootSet {
 
 /// In the order in which they must be loaded.
 const MODULES: [&str; 7] = [
-    "drivers/virtio/virtio_ring.ko",
-    "drivers/virtio/virtio.ko",
-    "drivers/virtio/virtio_mmio.ko",
-    "drivers/char/virtio_console.ko",
-    "net/core/failover.ko",
-    "drivers/net/net_failover.ko",
-    "drivers/net/virtio_net.ko",
+    "virtio_ring.ko",
+    "virtio.ko",
+    "virtio_mmio.ko",
+    "virtio_console.ko",
+    "failover.ko",
+    "net_failover.ko",
+    "virtio_net.ko",
 ];
 
 const INIT: &str = r#"#!/bin/sh
@@ -73,7 +73,7 @@ pub fn boot_set() -> Option<BootSet> {
     archive.add("bin/sh", 0o120_777, b"busybox");
     archive.add("init", 0o100_755, INIT.as_bytes());
     for (n, module) in MODULES.iter().enumerate() {
-        let content = std::fs::read(modules.join("kernel").join(module)).ok()?;
+        let content = std::fs::read(modules.join(module)).ok()?;
         archive.add(&format!("modules/{n}.ko"), 0o100_644, &content);
     }
     archive.add("TRAILER!!!", 0, b"");
