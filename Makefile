@@ -20,7 +20,7 @@ bench: rust ## Measure boots, exec and the server's memory
 fmt: rust ## Format the sources
 	cargo fmt --all
 
-lint: check
+lint: check ## The same as check
 
 dev: rust ## Rebuild and restart `hutch serve` on every change
 	cargo xtask dev

@@ -29,7 +29,10 @@ const BORDERS: [(&str, &[&str]); 14] = [
     ("server", &["contract", "engine", "gateway"]),
     ("cli", &["contract", "server"]),
     // Not shipped: may see everything they test.
-    ("tests", &["contract", "engine", "runtime", "guest"]),
+    (
+        "tests",
+        &["contract", "engine", "runtime", "guest", "image"],
+    ),
     ("xtask", &[]),
 ];
 
