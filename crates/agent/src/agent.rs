@@ -34,6 +34,8 @@ const THAW: Duration = Duration::from_secs(10);
 const FREEZE: Duration = Duration::from_secs(5);
 /// Bytes of the boot nonce.
 pub const NONCE: usize = 16;
+/// Offset in the state of the byte that is 1 once a host has said Hello.
+pub const GREETED: u64 = NONCE as u64;
 /// Longest time between SIGTERM and SIGKILL that a Shutdown may ask for.
 const GRACE_MAX: Duration = Duration::from_secs(600);
 
@@ -118,6 +120,10 @@ impl Agent {
             older.notify_one();
         }
         let identity = lock(&self.identity);
+        if let Some(state) = &identity.file {
+            // Lost, it only makes PID 1 less patient.
+            let _ = state.write_all_at(&[1], GREETED);
+        }
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
         pb::HelloReply {
             generation: hutch_guest::limits::GENERATION,

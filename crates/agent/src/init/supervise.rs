@@ -4,6 +4,7 @@
 //! SIGPWR, sent to us, power off.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use rustix::system::RebootCommand;
 
 use super::power_off;
 use crate::REBOOT;
+use crate::agent::GREETED;
 use crate::error::{Context, Error, Result, say};
 use crate::params::Boot;
 use crate::process::launch::PATH;
@@ -23,7 +25,7 @@ use crate::sys::signal::{SignalSet, kill};
 const BACKOFF: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(5)];
 /// An agent that lived this long is not one that keeps dying.
 const HEALTHY: Duration = Duration::from_secs(30);
-/// A machine whose agents all died sooner than that, so many of them, has not booted.
+/// A machine whose agents all died sooner than that, so many of them, and without a Hello, has not booted.
 const STARTS: u32 = 10;
 /// Between SIGTERM and SIGKILL when the agent is not the one that ends the machine.
 const GRACE: Duration = Duration::from_secs(5);
@@ -85,13 +87,18 @@ pub fn run(boot: &Boot, state: &File) -> Result<End> {
                 backoff = BACKOFF[0];
                 was_healthy = true;
             }
-            if !was_healthy && starts >= STARTS {
+            if starts >= STARTS && !was_healthy && !was_greeted(state) {
                 return Err(Error::NoAgent { starts });
             }
             next_start = Instant::now() + backoff;
             backoff = (backoff * 2).min(BACKOFF[1]);
         }
     }
+}
+
+fn was_greeted(state: &File) -> bool {
+    let mut greeted = [0];
+    state.read_exact_at(&mut greeted, GREETED).is_ok() && greeted != [0]
 }
 
 /// Starts the agent from our own executable, whose inode lives as long as we do.
