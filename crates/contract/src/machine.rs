@@ -13,8 +13,8 @@ pub const DEFAULT_MEMORY_MIB: u32 = 512;
 pub const DEFAULT_VCPU: u32 = 1;
 /// Disk of a machine when the request names none and the image is smaller.
 pub const DEFAULT_DISK_GIB: u32 = 8;
-/// The least memory that our kernel boots with.
-pub const MIN_MEMORY_MIB: u32 = 64;
+/// The least memory that a distribution's kernel boots with (Debian's 6.1 does not with 64 MiB).
+pub const MIN_MEMORY_MIB: u32 = 128;
 /// The most memory one machine may ask for.
 pub const MAX_MEMORY_MIB: u32 = 1024 * 1024;
 /// The most virtual CPUs one machine may ask for.

@@ -96,7 +96,7 @@ impl Engine {
             });
         }
         Ok(Execution {
-            output: follow(session, process.clone(), output),
+            output: follow(output),
             process,
         })
     }
@@ -143,32 +143,23 @@ fn keep(kept: &mut Vec<u8>, data: &[u8]) -> u64 {
     (data.len() - fits) as u64
 }
 
-/// Translates the guest's words, and drops the process from its table once its end was delivered.
-fn follow(
-    session: Session,
-    process: ProcessId,
-    output: OutputStream,
-) -> BoxStream<'static, Result<ExecOutput, Error>> {
+/// Translates the guest's words. The process stays in the guest's table, which drops the oldest ended ones by itself: a
+/// command may leave others running behind it, and those live on.
+fn follow(output: OutputStream) -> BoxStream<'static, Result<ExecOutput, Error>> {
     output
-        .then(move |output| {
-            let (session, process) = (session.clone(), process.clone());
-            async move {
-                Ok(match output? {
-                    Output::Chunk(Chunk {
-                        stream,
-                        sequence,
-                        data,
-                    }) => match stream {
-                        Stream::Stdout => ExecOutput::Stdout { sequence, data },
-                        Stream::Stderr => ExecOutput::Stderr { sequence, data },
-                    },
-                    Output::Dropped(bytes) => ExecOutput::Dropped(bytes),
-                    Output::Exit(exit) => {
-                        tokio::spawn(async move { session.forget(process.as_str()).await });
-                        ExecOutput::Exit(exec_exit(&exit))
-                    }
-                })
-            }
+        .map(|output| {
+            Ok(match output? {
+                Output::Chunk(Chunk {
+                    stream,
+                    sequence,
+                    data,
+                }) => match stream {
+                    Stream::Stdout => ExecOutput::Stdout { sequence, data },
+                    Stream::Stderr => ExecOutput::Stderr { sequence, data },
+                },
+                Output::Dropped(bytes) => ExecOutput::Dropped(bytes),
+                Output::Exit(exit) => ExecOutput::Exit(exec_exit(&exit)),
+            })
         })
         .boxed()
 }

@@ -24,6 +24,19 @@ struct Inner {
     state: Arc<Mutex<State>>,
 }
 
+impl Inner {
+    /// What helps when nothing is known but where the kernel was to come from.
+    fn source_hint(&self) -> Option<String> {
+        match &self.source {
+            KernelSource::Package(path) => Some(format!(
+                "`kernel` names {}: let it name a kernel package, or leave it out for the distribution's",
+                path.display()
+            )),
+            _ => None,
+        }
+    }
+}
+
 enum State {
     NotYet,
     Ready(BootSet),
@@ -72,7 +85,7 @@ impl Kernel {
             let made =
                 hutch_image::boot_set(&inner.cache_dir, &inner.agent, &inner.source, &mut silent)
                     .map_err(|error| Error::NoKernel {
-                    hint: error.hint(),
+                    hint: error.hint().or_else(|| inner.source_hint()),
                     reason: Error::from(error).chain(),
                 })?;
             *state = State::Ready(made.clone());

@@ -1,6 +1,7 @@
 //! What can go wrong between the host and a guest, as one enum, and its kinds.
 
 use std::error::Error as StdError;
+use std::io;
 
 use tonic::{Code, Status};
 
@@ -127,7 +128,9 @@ impl Error {
                     what: "it broke off the call",
                 };
             }
-            return Self::disconnected(status);
+            // Status and transport print their insides; the cause at the bottom is a sentence.
+            let bottom = causes(&status).last().map(ToString::to_string);
+            return Self::disconnected(io::Error::other(bottom.unwrap_or_default()));
         }
         if let Some(what) = decoding_failure(&status) {
             return Self::Protocol { call, what };

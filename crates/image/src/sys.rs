@@ -48,7 +48,11 @@ pub(crate) fn own_mounts(command: &mut Command) {
         // SAFETY: the child has one thread and shares no open directory or root with anybody.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS)? };
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        Ok(rustix::mount::mount_change(c"/", private)?)
+        match rustix::mount::mount_change(c"/", private) {
+            // In a chroot the root is no mount, and whether mounts are shared was decided by who made it.
+            Err(rustix::io::Errno::INVAL) => Ok(()),
+            result => Ok(result?),
+        }
     };
     // SAFETY: the closure makes system calls only; it neither allocates nor takes locks.
     unsafe { command.pre_exec(before_exec) };

@@ -257,7 +257,7 @@ pub fn sh(script: &str) -> Exec {
 
 pub fn spec(name: &str) -> CreateMachine {
     serde_json::from_value(
-        serde_json::json!({ "image": "tiny", "name": name, "memory_mib": 64, "disk_gib": 1 }),
+        serde_json::json!({ "image": "tiny", "name": name, "memory_mib": 128, "disk_gib": 1 }),
     )
     .unwrap()
 }

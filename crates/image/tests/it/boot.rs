@@ -35,7 +35,7 @@ fn the_distributions_kernel_becomes_a_boot_set_that_stays() {
     let has = |needle: &[u8]| initramfs.windows(needle.len()).any(|part| part == needle);
     assert!(has(b"#!agent one") && has(b"lib/modules/virtio_blk.ko\0"));
     assert!(
-        has(b"virtio_ring.ko\nvirtio.ko\n"),
+        has(b"/lib/modules/virtio_ring.ko\n/lib/modules/virtio.ko\n"),
         "the list of modules, in order"
     );
     match check_ext4(&first.modules_disk) {

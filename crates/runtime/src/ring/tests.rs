@@ -1,3 +1,5 @@
+//! What readers see of a ring, whatever a writer does meanwhile.
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;

@@ -85,7 +85,7 @@ fn body(bytes: Vec<u8>) -> Body {
 
 fn spec(name: &str) -> CreateMachine {
     serde_json::from_value(
-        serde_json::json!({ "image": "tiny", "name": name, "runtime": "stub", "memory_mib": 64 }),
+        serde_json::json!({ "image": "tiny", "name": name, "runtime": "stub", "memory_mib": 128 }),
     )
     .unwrap()
 }
