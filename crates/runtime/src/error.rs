@@ -61,7 +61,7 @@ pub enum Error {
         reason: String,
     },
     /// It does not run.
-    #[error("nothing listens at {}", dir.file_name().unwrap_or_default().display())]
+    #[error("nothing listens for {}", dir.file_name().unwrap_or_default().display())]
     NotRunning {
         /// The machine's directory.
         dir: PathBuf,

@@ -65,7 +65,7 @@ async fn an_agent_that_says_nonsense() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_without_an_agent() {
-    fails(r#"{"agent": "none"}"#, "not running").await;
+    fails(r#"{"agent": "none"}"#, "nothing listens").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
