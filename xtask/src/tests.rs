@@ -71,11 +71,7 @@ pub fn bless() -> Result {
 pub fn bench_boot(n: u32, machines: u32, release: bool) -> Result {
     setup::run(false)?;
     build::run(release)?;
-    let profile: &[&str] = if release {
-        &["--release"]
-    } else {
-        &["--features", FEATURES]
-    };
+    let profile: &[&str] = if release { &["--release"] } else { &[] };
     command::run(
         cargo([
             "run",
