@@ -116,15 +116,20 @@ impl Home {
     }
 }
 
-/// A test that fails leaves machines: whatever works here is ended.
+/// A test that fails leaves machines: whatever works here is ended. A start that was under way when its engine was
+/// thrown away may come up a moment later, so it is looked at until nothing was there for a while.
 impl Drop for Home {
     fn drop(&mut self) {
-        for item in inventory(&self.data()).unwrap_or_default() {
-            if item.kind == "process"
-                && let Some(pid) = item.name.parse().ok().and_then(Pid::from_raw)
-            {
-                let _ = kill_process(pid, Signal::KILL);
-            }
+        let mut quiet = 0;
+        while quiet < 3 {
+            let items = inventory(&self.data()).unwrap_or_default();
+            let processes = items.iter().filter(|item| item.kind == "process");
+            let pids = processes.filter_map(|item| Pid::from_raw(item.name.parse().ok()?));
+            let ended = pids
+                .filter(|pid| kill_process(*pid, Signal::KILL).is_ok())
+                .count();
+            quiet = if ended == 0 { quiet + 1 } else { 0 };
+            std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
 }
