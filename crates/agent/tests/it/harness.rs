@@ -103,8 +103,8 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         // SIGTERM, so that its processes end too.
-        let pid = self.child.id().to_string();
-        let _ = Command::new("kill").arg(pid).stderr(Stdio::null()).status();
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.child.wait();
         if let Some(cgroup) = &self.cgroup {
             let _ = std::fs::remove_dir(cgroup.join("user"));
