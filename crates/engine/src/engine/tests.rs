@@ -188,7 +188,8 @@ async fn a_commit_that_fails_loses_no_wish_and_leaks_nothing() {
         engine.wait(&who, "a", failed, LONG).await.unwrap();
         while engine.delete(&who, "a").await.is_err() {}
         let gone = engine.wait(&who, "a", Target::Gone, LONG).await;
-        assert!(gone.is_ok_and(|machine| machine.is_none()));
+        // It may have gone before it was looked for.
+        assert!(matches!(gone, Ok(None) | Err(Error::NotFound { .. })));
         while !engine.shared.fleet().machines.is_empty() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
