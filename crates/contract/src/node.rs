@@ -31,6 +31,9 @@ pub struct RuntimeInfo {
     /// Version of the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Where the program is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
     /// Such as `kvm` or `tcg`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acceleration: Option<String>,

@@ -15,6 +15,7 @@ pub(crate) fn runtimes(config: &EngineConfig) -> Runtimes {
     Runtimes::new(|name| RuntimeConfig {
         launcher: config.launcher.clone(),
         program: config.runtime_programs.get(name).cloned(),
+        programs_dir: Some(config.data_dir.join("programs")),
         acceleration: config.acceleration.clone(),
         agent: config.agent.clone(),
         console_bytes: config.console_bytes,

@@ -12,6 +12,7 @@
 //!   killed      we wanted it to end
 //!   events.log  ring: what the VMM's event monitor said
 //!   agent.sock qmp.sock
+//!   vmm/        the VMM's own: sockets that it makes itself
 //! ```
 
 use std::io::ErrorKind;
@@ -50,6 +51,8 @@ impl MachineDir {
     pub(crate) const EXIT: &'static str = "run/exit.json";
     pub(crate) const KILLED: &'static str = "run/killed";
     pub(crate) const EVENTS: &'static str = "run/events.log";
+    /// Belongs to the VMM's user: nothing in it is believed to be what it was.
+    pub(crate) const VMM: &'static str = "run/vmm";
     pub(crate) const AGENT_SOCKET: &'static str = "run/agent.sock";
     pub(crate) const MONITOR_SOCKET: &'static str = "run/qmp.sock";
 

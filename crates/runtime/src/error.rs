@@ -42,6 +42,18 @@ pub enum Error {
         /// How to get it.
         hint: &'static str,
     },
+    /// The VMM is too old to be trusted with what we ask of it.
+    #[error("{program} {version} is older than {oldest}")]
+    TooOld {
+        /// Its name.
+        program: &'static str,
+        /// What it is.
+        version: String,
+        /// What it must be at least.
+        oldest: String,
+        /// How to get a newer one.
+        hint: &'static str,
+    },
     /// The configuration means nothing to the runtime.
     #[error("{runtime} has no {setting} {value:?}")]
     Setting {
@@ -109,7 +121,7 @@ impl Error {
                 Kind::Conflict
             }
             Error::Unsupported { .. } => Kind::Unsupported,
-            Error::ProgramMissing { .. } => Kind::Unavailable,
+            Error::ProgramMissing { .. } | Error::TooOld { .. } => Kind::Unavailable,
             Error::Setting { .. } => Kind::Invalid,
             Error::Timeout { .. } => Kind::Timeout,
             Error::Io { source, .. } => match source.kind() {
@@ -126,7 +138,9 @@ impl Error {
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::ProgramMissing { hint, .. } => Some((*hint).to_owned()),
+            Error::ProgramMissing { hint, .. } | Error::TooOld { hint, .. } => {
+                Some((*hint).to_owned())
+            }
             Error::Unproved { dir, .. } => Some(format!(
                 "look who holds {}/run/lock; nothing is killed on doubt",
                 dir.display()

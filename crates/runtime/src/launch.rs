@@ -41,6 +41,9 @@ pub(crate) struct Launch {
     pub(crate) user: Option<LaunchUser>,
     /// Paths, relative to the machine's directory, that are given to that user.
     pub(crate) own: Vec<String>,
+    /// Whether it gets the directory [`MachineDir::VMM`] to make its sockets in.
+    #[serde(default)]
+    pub(crate) own_dir: bool,
     /// Sockets to listen on.
     pub(crate) listen: Vec<Listen>,
     /// A connection whose output is recorded.
@@ -294,10 +297,24 @@ fn spawn(
         let path = dir.file(name);
         remove(&path).map_err(Error::io("remove", path))?;
     }
+    let own_dir = dir.file(MachineDir::VMM);
+    match std::fs::remove_dir_all(&own_dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::io("remove", own_dir)(error));
+        }
+        _ => {}
+    }
     // A VMM of another user must be able to go through its working directory, and to nothing that it is not told of.
     let mode = if launch.user.is_some() { 0o711 } else { 0o700 };
     std::fs::set_permissions(dir.path(), Permissions::from_mode(mode))
         .map_err(Error::io("set the mode of", dir.path()))?;
+    let mode = if launch.own_dir && launch.user.is_some() {
+        0o711
+    } else {
+        0o700
+    };
+    std::fs::set_permissions(&run, Permissions::from_mode(mode))
+        .map_err(Error::io("set the mode of", &run))?;
     let path = dir.file(MachineDir::LAUNCH);
     write_json(&path, launch).map_err(Error::io("write", path))?;
     spawn_shim(config, dir, lock).map_err(Error::io("run", &config.launcher))

@@ -6,8 +6,10 @@
 mod dir;
 mod error;
 mod identity;
+mod kvm;
 mod launch;
 mod process;
+mod program;
 mod qmp;
 mod spec;
 mod sys;
@@ -79,10 +81,15 @@ pub trait Runtime: Send + Sync {
     /// spec as `start`: identity comes afterwards.
     async fn restore(
         &self,
-        dir: &MachineDir,
-        spec: &MachineSpec,
-        snapshot: &Path,
-    ) -> Result<Process, Error>;
+        _dir: &MachineDir,
+        _spec: &MachineSpec,
+        _snapshot: &Path,
+    ) -> Result<Process, Error> {
+        Err(Error::Unsupported {
+            runtime: self.name(),
+            what: "restore memory",
+        })
+    }
 
     /// Finds out what is the case with a machine that an earlier server started.
     async fn adopt(&self, dir: &MachineDir) -> Result<Adopted, Error>;
@@ -101,7 +108,12 @@ pub trait Runtime: Send + Sync {
     async fn resume(&self, dir: &MachineDir) -> Result<(), Error>;
 
     /// Writes device state and memory of a paused machine to the directory `into`.
-    async fn snapshot(&self, dir: &MachineDir, into: &Path) -> Result<(), Error>;
+    async fn snapshot(&self, _dir: &MachineDir, _into: &Path) -> Result<(), Error> {
+        Err(Error::Unsupported {
+            runtime: self.name(),
+            what: "snapshot memory",
+        })
+    }
 
     /// Opens the way to the agent. May succeed before the guest listens; may fail while the VMM is still starting.
     async fn channel(&self, dir: &MachineDir) -> Result<Channel, Error>;

@@ -156,11 +156,16 @@ fn holds_lock() -> io::Result<()> {
 
 /// Gives the VMM's user what is to be its own. Links are not followed.
 fn give(launch: &Launch) -> Result<(), Failure> {
+    if launch.own_dir {
+        rustix::fs::mkdir(MachineDir::VMM, Mode::RWXU)
+            .map_err(|error| at("make run/vmm")(error.into()))?;
+    }
     let Some(user) = &launch.user else {
         return Ok(());
     };
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    for path in &launch.own {
+    let own_dir = launch.own_dir.then(|| MachineDir::VMM.to_owned());
+    for path in launch.own.iter().chain(&own_dir) {
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::chownat(CWD, path, Some(uid), Some(gid), flags)
             .map_err(|error| at(format!("give away {path}"))(error.into()))?;

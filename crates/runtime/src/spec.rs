@@ -40,12 +40,14 @@ pub struct User {
 }
 
 /// What all runtimes are configured with.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct RuntimeConfig {
     /// The program whose hidden subcommand `shim` launches VMMs: `hutch` itself.
     pub launcher: PathBuf,
     /// The VMM, when it is not in one of the system's usual directories.
     pub program: Option<PathBuf>,
+    /// Where programs are that we installed.
+    pub programs_dir: Option<PathBuf>,
     /// `kvm` or `tcg`, when it is not to be found out.
     pub acceleration: Option<String>,
     /// The agent, for runtimes that run it on the host (the stub).

@@ -55,6 +55,7 @@ impl Stub {
                 groups: Vec::new(),
             }),
             own: vec![GUEST.to_owned()],
+            own_dir: false,
             listen: vec![
                 listen(MachineDir::AGENT_SOCKET, vmm::AGENT_FD),
                 listen(MachineDir::MONITOR_SOCKET, vmm::MONITOR_FD),
@@ -88,6 +89,7 @@ impl Runtime for Stub {
             reason: (!usable).then(|| "its program is not named".to_owned()),
             hint: None,
             version: None,
+            path: program.map(|program| program.display().to_string()),
             acceleration: None,
             capabilities: self.capabilities(),
         }
@@ -114,13 +116,6 @@ impl Runtime for Stub {
         qmp::launch(NAME, &self.config, dir, what, READY).await
     }
 
-    async fn restore(&self, _: &MachineDir, _: &MachineSpec, _: &Path) -> Result<Process, Error> {
-        Err(Error::Unsupported {
-            runtime: NAME,
-            what: "restore memory",
-        })
-    }
-
     async fn adopt(&self, dir: &MachineDir) -> Result<Adopted, Error> {
         process::adopt(NAME, dir, qmp::judge).await
     }
@@ -139,13 +134,6 @@ impl Runtime for Stub {
 
     async fn resume(&self, dir: &MachineDir) -> Result<(), Error> {
         qmp::execute(dir, "cont").await.map(drop)
-    }
-
-    async fn snapshot(&self, _: &MachineDir, _: &Path) -> Result<(), Error> {
-        Err(Error::Unsupported {
-            runtime: NAME,
-            what: "snapshot memory",
-        })
     }
 
     async fn channel(&self, dir: &MachineDir) -> Result<Channel, Error> {

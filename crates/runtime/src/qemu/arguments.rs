@@ -175,12 +175,9 @@ fn escaped(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::acceleration::NoKvm;
     use super::*;
 
-    const TCG: Acceleration = Acceleration::Tcg {
-        because: NoKvm::Configured,
-    };
+    const TCG: Acceleration = Acceleration::Tcg { because: None };
 
     fn spec() -> MachineSpec {
         MachineSpec {

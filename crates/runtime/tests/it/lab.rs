@@ -31,9 +31,9 @@ pub fn runtimes() -> Runtimes {
     Runtimes::new(|name| RuntimeConfig {
         launcher: STUB_PROGRAM.into(),
         program: (name == "stub").then(|| STUB_PROGRAM.into()),
-        acceleration: None,
         agent: "/nonexistent/agent".into(),
         console_bytes: CONSOLE_BYTES,
+        ..RuntimeConfig::default()
     })
 }
 

@@ -153,9 +153,9 @@ async fn a_program_that_is_not_there_leaves_nothing() {
         let config = RuntimeConfig {
             launcher: launcher.into(),
             program: Some(program.into()),
-            acceleration: None,
             agent: "/nonexistent".into(),
             console_bytes: 1 << 16,
+            ..RuntimeConfig::default()
         };
         let runtimes = Runtimes::new(|_| config.clone());
         runtimes.get("stub").unwrap().clone()
@@ -285,9 +285,9 @@ async fn a_crashed_agent_is_started_again_and_its_reboot_is_seen() {
     let runtimes = Runtimes::new(|_| RuntimeConfig {
         launcher: program.into(),
         program: Some(program.into()),
-        acceleration: None,
         agent: agent.clone(),
         console_bytes: 1 << 16,
+        ..RuntimeConfig::default()
     });
     lab.runtime = runtimes.get("stub").unwrap().clone();
     // Another user could not write beside the program.
@@ -311,9 +311,9 @@ async fn the_real_agent_is_the_stubs_guest() {
     let runtimes = Runtimes::new(|_| RuntimeConfig {
         launcher: program.into(),
         program: Some(program.into()),
-        acceleration: None,
         agent: agent.clone(),
         console_bytes: 1 << 16,
+        ..RuntimeConfig::default()
     });
     lab.runtime = runtimes.get("stub").unwrap().clone();
     lab.behave("{}");
