@@ -19,6 +19,7 @@ pub(crate) fn runtimes(config: &EngineConfig) -> Runtimes {
         acceleration: config.acceleration.clone(),
         agent: config.agent.clone(),
         console_bytes: config.console_bytes,
+        ..RuntimeConfig::default()
     })
 }
 

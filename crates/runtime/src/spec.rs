@@ -52,6 +52,12 @@ pub struct RuntimeConfig {
     pub acceleration: Option<String>,
     /// The agent, for runtimes that run it on the host (the stub).
     pub agent: PathBuf,
+    /// The processor that guests see, as the VMM calls it; only Firecracker has such templates.
+    pub cpu_template: Option<String>,
+    /// Back the memory of guests with huge pages of the host, where a VMM can.
+    pub huge_pages: bool,
+    /// The host's CPUs that VMMs may run on; empty: all.
+    pub affinity: Vec<u32>,
     /// The most bytes of console output kept per machine.
     pub console_bytes: u64,
 }
