@@ -19,7 +19,7 @@ const DEFAULT_PORT: u16 = 8080;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Server")]
 pub struct Place {
-    /// http://HOST:PORT or unix:/path/hutch.sock [default: on this machine]
+    /// http://HOST:PORT, https://HOST or unix:/path/hutch.sock [default: on this machine]
     #[arg(long, global = true, env = "HUTCH_URL", hide_env_values = true)]
     pub url: Option<String>,
     /// Data directory of the server on this machine

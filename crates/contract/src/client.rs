@@ -36,7 +36,7 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Where a server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// `http://host:port`, with a path before the API's own when it stands behind a proxy.
+    /// `http://host:port` or `https://host`, with a path before the API's own when it stands behind a proxy.
     Url(String),
     /// The unix socket of a server on this host; its owner needs no key.
     Unix(PathBuf),
@@ -67,6 +67,12 @@ pub struct Download {
     pub bytes: ByteStream,
 }
 
+/// Chooses the cryptography of TLS for this process; every HTTP client here needs that before it is made.
+pub fn ready_for_tls() {
+    // An error only says that it was chosen before.
+    let _chosen = rustls::crypto::ring::default_provider().install_default();
+}
+
 /// A client of one server. Cheap to clone; clones share connections.
 #[derive(Clone)]
 pub struct Client {
@@ -88,7 +94,7 @@ impl Client {
     /// A client for a server; connects at the first request.
     ///
     /// # Errors
-    /// [`Error::Target`] when the URL is none, or not `http`.
+    /// [`Error::Target`] when the URL is none, or neither `http` nor `https`.
     pub fn new(target: Target) -> Result<Client, Error> {
         let refused = |reason: &str| Error::Target {
             target: target.to_string(),
@@ -104,8 +110,8 @@ impl Client {
         let (builder, base) = match &target {
             Target::Url(text) => {
                 let url = Url::parse(text).map_err(|error| refused(&error.to_string()))?;
-                if url.scheme() != "http" || !url.has_host() {
-                    return Err(refused("only http://HOST:PORT is known"));
+                if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+                    return Err(refused("only http://HOST:PORT and https://HOST are known"));
                 }
                 (builder, url)
             }
@@ -113,6 +119,12 @@ impl Client {
                 let base = Url::parse("http://localhost").expect("a constant");
                 (builder.unix_socket(path.as_path()), base)
             }
+        };
+        ready_for_tls();
+        let builder = match base.scheme() {
+            "https" => builder,
+            // Reading the system's certificates takes longer than most requests.
+            _ => builder.tls_certs_only([]),
         };
         let http = builder.build().map_err(|source| Error::Protocol {
             what: "prepare the client",
