@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use crate::identity::{self, Identity, Proof};
-use crate::process::{Judge, Process};
+use crate::process::{Judge, Process, Vmm};
 use crate::spec::{RuntimeConfig, User};
 use crate::{Error, MachineDir, sys};
 
@@ -196,7 +196,9 @@ pub(crate) async fn launch(
             Proof::Alive(vmm) => Some(vmm),
             Proof::Gone | Proof::Doubt(_) => None,
         };
-        Process::new(runtime, dir, record, judge, shim, vmm)
+        Ok(Process::new(Vmm::new(
+            runtime, dir, record, judge, shim, vmm,
+        )?))
     });
     launched.await.expect("launching does not panic")
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use hutch_contract::machine::Exit;
 use rustix::fs::inotify::WatchFlags;
 use rustix::io::Errno;
@@ -68,7 +69,28 @@ pub(crate) struct Evidence {
 /// Says what an end meant that was not our own SIGKILL.
 pub(crate) type Judge = fn(&Evidence) -> Exit;
 
-/// A machine's running VMM and its shim. Clones are the same.
+/// What is alive of a machine: a VMM below its shim, or something that another program of the host keeps for us.
+#[async_trait]
+pub(crate) trait Life: std::fmt::Debug + Send + Sync {
+    /// The process to show for it.
+    fn pid(&self) -> u32;
+
+    /// The process of ours above it, where there is one.
+    fn shim_pid(&self) -> Option<u32> {
+        None
+    }
+
+    /// Where this run begins in the ring of the console.
+    fn console_from(&self) -> u64;
+
+    /// Waits for its end, by event, until all that it said is on file. Asked once in a [`Process`]' life.
+    async fn ended(&self) -> ExitReport;
+
+    /// Ends it at once, and does not wait for the end. `again`: the first time did not help.
+    async fn kill(&self, again: bool) -> Result<(), Error>;
+}
+
+/// A machine's running VMM, or what stands for one. Clones are the same.
 ///
 /// Belongs to the tokio runtime that it was made in.
 #[derive(Debug, Clone)]
@@ -76,6 +98,68 @@ pub struct Process(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    life: Box<dyn Life>,
+    report: OnceCell<ExitReport>,
+}
+
+impl Process {
+    /// Of something that is proved to be this machine.
+    pub(crate) fn new(life: impl Life + 'static) -> Self {
+        let process = Self(Arc::new(Inner {
+            life: Box::new(life),
+            report: OnceCell::new(),
+        }));
+        // Its end is noted even when nobody asks: a child is reaped, and the report is read before a next run.
+        let watched = process.clone();
+        drop(tokio::spawn(async move { watched.wait().await }));
+        process
+    }
+
+    /// The id of the VMM's process, or of the first process of a container.
+    pub fn pid(&self) -> u32 {
+        self.0.life.pid()
+    }
+
+    /// The process id of its shim. `None` where another program of the host is its parent.
+    pub fn shim_pid(&self) -> Option<u32> {
+        self.0.life.shim_pid()
+    }
+
+    /// Where this run begins in the ring of the console.
+    pub fn console_from(&self) -> u64 {
+        self.0.life.console_from()
+    }
+
+    /// Waits until it has ended and all that it said is on file.
+    pub async fn wait(&self) -> ExitReport {
+        let report = self.0.report.get_or_init(|| self.0.life.ended());
+        report.await.clone()
+    }
+
+    /// Ends it at once and waits for its end.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] when the host does not get rid of it, [`Error::Io`] when it may not be signalled.
+    pub async fn kill(&self) -> Result<ExitReport, Error> {
+        if let Some(report) = self.0.report.get() {
+            return Ok(report.clone());
+        }
+        for again in [false, true] {
+            self.0.life.kill(again).await?;
+            if let Ok(report) = tokio::time::timeout(KILL_WORKS, self.wait()).await {
+                return Ok(report);
+            }
+        }
+        Err(Error::Timeout {
+            what: "end of a killed VMM",
+            seconds: 2 * KILL_WORKS.as_secs(),
+        })
+    }
+}
+
+/// A VMM and its shim.
+#[derive(Debug)]
+pub(crate) struct Vmm {
     runtime: &'static str,
     dir: MachineDir,
     record: Record,
@@ -83,10 +167,9 @@ struct Inner {
     shim: AsyncFd<OwnedFd>,
     /// `None` when it was gone already.
     vmm: Option<OwnedFd>,
-    report: OnceCell<ExitReport>,
 }
 
-impl Process {
+impl Vmm {
     /// `shim` and `vmm` are descriptors of proved processes.
     pub(crate) fn new(
         runtime: &'static str,
@@ -97,96 +180,72 @@ impl Process {
         vmm: Option<OwnedFd>,
     ) -> Result<Self, Error> {
         let shim = sys::readable(shim).map_err(Error::io("watch the shim of", dir.path()))?;
-        let process = Self(Arc::new(Inner {
+        Ok(Self {
             runtime,
             dir,
             record,
             judge,
             shim,
             vmm,
-            report: OnceCell::new(),
-        }));
-        // Its end is noted even when nobody asks: a child is reaped, and the report is read before a next run.
-        let watched = process.clone();
-        drop(tokio::spawn(async move { watched.wait().await }));
-        Ok(process)
-    }
-
-    /// The VMM's process id.
-    pub fn pid(&self) -> u32 {
-        self.0.record.vmm.pid.unsigned_abs()
-    }
-
-    /// The process id of its shim.
-    pub fn shim_pid(&self) -> u32 {
-        self.0.record.shim.pid.unsigned_abs()
-    }
-
-    /// Where this run begins in the ring of the console.
-    pub fn console_from(&self) -> u64 {
-        self.0.record.console_from
-    }
-
-    /// Waits until the VMM has ended and all that it said is on file.
-    pub async fn wait(&self) -> ExitReport {
-        let inner = &self.0;
-        let report = inner.report.get_or_init(async || {
-            // A descriptor of a process is readable from its end on. An error means that the tokio runtime ends.
-            if inner.shim.readable().await.is_err() {
-                return ExitReport {
-                    exit: Exit::Lost,
-                    stderr_tail: String::new(),
-                };
-            }
-            // Only for our own children; for others it fails, and somebody else does it.
-            let id = WaitId::PidFd(std::os::fd::AsFd::as_fd(inner.shim.get_ref()));
-            let _ = rustix::process::waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
-            let (dir, record, judge) = (inner.dir.clone(), inner.record.clone(), inner.judge);
-            let report = tokio::task::spawn_blocking(move || report(&dir, &record, judge)).await;
-            let report = report.expect("reading a report does not panic");
-            tracing::debug!(dir = %inner.dir.path().display(), runtime = inner.runtime, exit = ?report.exit, "VMM ended");
-            report
-        });
-        report.await.clone()
-    }
-
-    /// Ends the VMM at once and waits for its end.
-    ///
-    /// # Errors
-    /// [`Error::Timeout`] when the kernel does not get rid of it, [`Error::Io`] when it may not be signalled.
-    pub async fn kill(&self) -> Result<ExitReport, Error> {
-        let inner = &self.0;
-        if let Some(report) = inner.report.get() {
-            return Ok(report.clone());
-        }
-        // First, so that a server that dies now leaves the truth about the signal.
-        let marker = inner.dir.file(MachineDir::KILLED);
-        if let Err(error) = tokio::fs::write(&marker, "").await {
-            tracing::warn!(path = %marker.display(), %error, "a kill of ours will look like somebody else's");
-        }
-        if let Some(vmm) = &inner.vmm {
-            self.signal(vmm)?;
-        }
-        if let Ok(report) = tokio::time::timeout(KILL_WORKS, self.wait()).await {
-            return Ok(report);
-        }
-        // A shim that was stopped or is stuck. The VMM has its signal; this cannot make a second owner.
-        self.signal(inner.shim.get_ref())?;
-        tokio::time::timeout(KILL_WORKS, self.wait())
-            .await
-            .map_err(|_| Error::Timeout {
-                what: "end of a killed VMM",
-                seconds: 2 * KILL_WORKS.as_secs(),
-            })
+        })
     }
 
     fn signal(&self, process: &OwnedFd) -> Result<(), Error> {
         match rustix::process::pidfd_send_signal(process, Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
-            Err(error) => Err(Error::io("kill the VMM of", self.0.dir.path())(
-                error.into(),
-            )),
+            Err(error) => Err(Error::io("kill the VMM of", self.dir.path())(error.into())),
         }
+    }
+}
+
+#[async_trait]
+impl Life for Vmm {
+    fn pid(&self) -> u32 {
+        self.record.vmm.pid.unsigned_abs()
+    }
+
+    fn shim_pid(&self) -> Option<u32> {
+        Some(self.record.shim.pid.unsigned_abs())
+    }
+
+    fn console_from(&self) -> u64 {
+        self.record.console_from
+    }
+
+    async fn ended(&self) -> ExitReport {
+        // A descriptor of a process is readable from its end on. An error means that the tokio runtime ends.
+        if self.shim.readable().await.is_err() {
+            return ExitReport {
+                exit: Exit::Lost,
+                stderr_tail: String::new(),
+            };
+        }
+        // Only for our own children; for others it fails, and somebody else does it.
+        let id = WaitId::PidFd(std::os::fd::AsFd::as_fd(self.shim.get_ref()));
+        let _ = rustix::process::waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        let (dir, record, judge) = (self.dir.clone(), self.record.clone(), self.judge);
+        let report = tokio::task::spawn_blocking(move || report(&dir, &record, judge)).await;
+        let report = report.expect("reading a report does not panic");
+        tracing::debug!(dir = %self.dir.path().display(), runtime = self.runtime, exit = ?report.exit, "VMM ended");
+        report
+    }
+
+    /// At first the VMM. Then its shim, which was stopped or is stuck: the VMM has its signal, so this cannot make a
+    /// second owner.
+    async fn kill(&self, again: bool) -> Result<(), Error> {
+        if again {
+            return self.signal(self.shim.get_ref());
+        }
+        mark_killed(&self.dir).await;
+        self.vmm.as_ref().map_or(Ok(()), |vmm| self.signal(vmm))
+    }
+}
+
+/// Notes that we want a machine to end: before it is done, so that a server that dies now leaves the truth about it.
+pub(crate) async fn mark_killed(dir: &MachineDir) {
+    let marker = dir.file(MachineDir::KILLED);
+    if let Err(error) = tokio::fs::write(&marker, "").await {
+        tracing::warn!(path = %marker.display(), %error, "a kill of ours will look like somebody else's");
     }
 }
 
@@ -205,8 +264,8 @@ pub(crate) async fn adopt(
             Seen::Absent => return Ok(Adopted::Absent),
             Seen::Exited(report) => return Ok(Adopted::Exited(report)),
             Seen::Running { record, shim, vmm } => {
-                let process = Process::new(runtime, dir.clone(), record, judge, shim, Some(vmm))?;
-                return Ok(Adopted::Running(process));
+                let vmm = Vmm::new(runtime, dir.clone(), record, judge, shim, Some(vmm))?;
+                return Ok(Adopted::Running(Process::new(vmm)));
             }
             Seen::Early(reason) => (reason, SHIM_SPEAKS),
             Seen::Doubt(reason) => (reason, OLD_RECORD_GOES),

@@ -79,7 +79,10 @@ async fn a_machine_runs_and_is_found_again(lab: Lab) {
     assert_eq!(end(&lab, &found).await, Exit::Killed);
     assert_eq!(exited(lab.adopt().await), Exit::Killed);
     // Nor is a zombie left.
-    for pid in [process.pid(), process.shim_pid()] {
+    for pid in [Some(process.pid()), process.shim_pid()]
+        .into_iter()
+        .flatten()
+    {
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
     }
     lab.runtime.kill(&lab.dir).await.unwrap();
@@ -206,7 +209,7 @@ async fn a_vmm_that_is_killed_by_others_is_noticed(lab: Lab) {
 
 async fn a_killed_shim_takes_its_vmm_along(lab: Lab) {
     let process = lab.start().await;
-    kill(process.shim_pid());
+    kill(process.shim_pid().unwrap());
     assert_eq!(end(&lab, &process).await, Exit::Lost);
     assert_eq!(exited(lab.adopt().await), Exit::Lost);
     assert!(!alive(process.pid()));
@@ -223,7 +226,7 @@ async fn a_vmm_that_hangs_is_given_up_and_can_be_killed(lab: Lab) {
     let paused = lab.runtime.pause(&lab.dir).await;
     assert!(matches!(paused, Err(Error::Timeout { .. })), "{paused:?}");
     // Its shim may hang too.
-    stop(process.shim_pid());
+    stop(process.shim_pid().unwrap());
     lab.runtime.kill(&lab.dir).await.unwrap();
     assert_eq!(end(&lab, &process).await, Exit::Killed);
     assert!(!alive(process.pid()));
@@ -277,7 +280,7 @@ async fn the_vmm_has_only_what_it_needs(lab: Lab) {
     let pid = process.pid();
 
     assert_eq!(status(pid, "NoNewPrivs"), "1");
-    assert_eq!(status(pid, "PPid"), process.shim_pid().to_string());
+    assert_eq!(status(pid, "PPid"), process.shim_pid().unwrap().to_string());
     assert_eq!(std::fs::read(format!("/proc/{pid}/environ")).unwrap(), b"");
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let core = limits
@@ -330,7 +333,7 @@ async fn the_vmm_has_only_what_it_needs(lab: Lab) {
         .collect();
     assert!(foreign.is_empty(), "{foreign:?} of {all:?}");
 
-    let shim = descriptors(process.shim_pid());
+    let shim = descriptors(process.shim_pid().unwrap());
     assert_eq!(
         shim[..3],
         [(0, "lock".into()), (1, "null".into()), (2, "null".into())]
