@@ -355,6 +355,7 @@ impl Lab {
             image: "busybox".to_owned(),
             name: Some(name.parse().unwrap()),
             runtime: None,
+            kernel: None,
             vcpu: None,
             memory_mib: Some(128),
             disk_gib: Some(1),

@@ -36,6 +36,14 @@ pub enum Error {
         /// Names and serials.
         present: String,
     },
+    /// No disk can ever appear.
+    #[error("the kernel {kernel} has no virtio_blk built in, and {modules}")]
+    NoDriver {
+        /// Its release.
+        kernel: String,
+        /// What is the case with the modules.
+        modules: String,
+    },
     /// A kernel parameter or an argument that makes no sense.
     #[error("{name}={value} is not one of: {allowed}")]
     Parameter {

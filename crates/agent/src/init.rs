@@ -58,8 +58,8 @@ fn boot() -> Result<supervise::End> {
     early_mounts()?;
     let cmdline = fs::read_to_string("/proc/cmdline").path("read", "/proc/cmdline")?;
     let boot = Boot::parse(&cmdline)?;
-    load_modules()?;
-    let disks = disk::find(&boot)?;
+    let modules = load_modules()?;
+    let disks = disk::find(&boot, &modules)?;
     let root = root::mount_root(&disks)?;
     root::switch(root)?;
     let _ = rustix::process::setrlimit(Resource::Nofile, OPEN_FILES);
@@ -103,10 +103,22 @@ fn open_console() {
     }
 }
 
-/// Loads what is listed. A module that does not load is said and passed over: whether it was needed shows soon.
-fn load_modules() -> Result<()> {
+/// What became of the modules.
+#[derive(Default)]
+struct Modules {
+    listed: usize,
+    refused: usize,
+    /// The first one that did not load, and why.
+    first: Option<String>,
+}
+
+/// Loads what is listed. A module that does not load is said and passed over: what it was for may be built in, and
+/// whether it was needed shows soon.
+fn load_modules() -> Result<Modules> {
     let list = fs::read_to_string(MODULES).path("read", MODULES)?;
+    let mut modules = Modules::default();
     for path in list.lines().map(str::trim).filter(|path| !path.is_empty()) {
+        modules.listed += 1;
         let file = File::open(path).path("open", path)?;
         let is_plain = Path::new(path)
             .extension()
@@ -114,10 +126,15 @@ fn load_modules() -> Result<()> {
         let flags = if is_plain { 0 } else { COMPRESSED };
         match rustix::system::finit_module(file, c"", flags) {
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => say(&format!("load {path}: {}", io::Error::from(errno))),
+            Err(errno) => {
+                let refusal = format!("{path}: {}", io::Error::from(errno));
+                say(&format!("load {refusal}"));
+                modules.refused += 1;
+                modules.first.get_or_insert(refusal);
+            }
         }
     }
-    Ok(())
+    Ok(modules)
 }
 
 /// What outlives an agent: a memory file with the boot nonce, which each agent finds as its standard input.

@@ -19,6 +19,9 @@ pub struct Shape {
     /// What runs it, such as qemu [default: the best usable one]
     #[arg(long)]
     pub runtime: Option<String>,
+    /// One of the kernels that the server's configuration names [default: the server's own]
+    #[arg(long, value_name = "NAME")]
+    pub kernel: Option<String>,
     /// Virtual CPUs [default: 1]
     #[arg(long, value_name = "N")]
     pub vcpu: Option<u32>,
@@ -49,6 +52,7 @@ impl Shape {
             image: self.image.clone(),
             name: self.name.clone(),
             runtime: self.runtime.clone(),
+            kernel: self.kernel.clone(),
             vcpu: self.vcpu,
             memory_mib: self.memory,
             disk_gib: self.disk,

@@ -1,4 +1,4 @@
-//! The commands: one file each, and one row each in [`Command`] and its [`run`](Command::run).
+//! The commands: one file each (those that only want another level share one), and one row each in [`Command`] and its [`run`](Command::run).
 
 mod completion;
 mod cp;
@@ -8,14 +8,12 @@ mod doctor;
 mod exec;
 mod get;
 mod image;
+mod level;
 mod list;
 mod logs;
-mod restart;
 mod run;
 mod runtime;
 pub mod serve;
-mod start;
-mod stop;
 
 use std::process::ExitCode;
 
@@ -27,6 +25,7 @@ use crate::error::Error;
 use crate::signals::Signals;
 use crate::target::Place;
 use crate::ui::Ui;
+use level::Level;
 
 /// How many machines one command works on at the same time.
 const AT_ONCE: usize = 16;
@@ -56,9 +55,21 @@ pub enum Command {
     #[command(visible_alias = "ls")]
     List(list::Args),
     Get(get::Args),
-    Start(start::Args),
-    Stop(stop::Args),
-    Restart(restart::Args),
+    /// Start stopped machines
+    #[command(after_help = "Examples:
+  hutch start web
+  hutch start web db --no-wait")]
+    Start(level::Args),
+    /// Stop machines; their disks are kept
+    #[command(after_help = "Examples:
+  hutch stop web
+  hutch stop web db --no-wait")]
+    Stop(level::Args),
+    /// Stop machines and start them again
+    #[command(after_help = "Examples:
+  hutch restart web
+  hutch restart web db --no-wait")]
+    Restart(level::Args),
     #[command(visible_alias = "rm")]
     Delete(delete::Args),
     Exec(exec::Args),
@@ -85,9 +96,9 @@ impl Command {
             Command::Create(args) => signals.or(create::run(args, app)).await,
             Command::List(args) => signals.or(list::run(args, app)).await,
             Command::Get(args) => signals.or(get::run(args, app)).await,
-            Command::Start(args) => signals.or(start::run(args, app)).await,
-            Command::Stop(args) => signals.or(stop::run(args, app)).await,
-            Command::Restart(args) => signals.or(restart::run(args, app)).await,
+            Command::Start(args) => signals.or(level::run(Level::Start, args, app)).await,
+            Command::Stop(args) => signals.or(level::run(Level::Stop, args, app)).await,
+            Command::Restart(args) => signals.or(level::run(Level::Restart, args, app)).await,
             Command::Delete(args) => signals.or(delete::run(args, app)).await,
             Command::Exec(args) => signals.or(exec::run(args, app)).await,
             Command::Logs(args) => signals.or(logs::run(args, app)).await,

@@ -41,6 +41,9 @@ pub enum Error {
     /// The server in this process does not start, or its configuration is wrong.
     #[error(transparent)]
     Server(#[from] hutch_server::Error),
+    /// A runtime's program was not installed.
+    #[error(transparent)]
+    Install(#[from] crate::install::Error),
     /// The server in this process ended, and nobody had asked it to.
     #[error("the server ended by itself")]
     ServerEnded,
@@ -164,6 +167,7 @@ impl Error {
         match self {
             Error::Client(error) => error.kind(),
             Error::Server(error) => error.kind(),
+            Error::Install(error) => error.kind(),
             Error::StillWaiting { .. } => Kind::Timeout,
             Error::StdinTooLarge => Kind::TooLarge,
             Error::NoDataDir
@@ -203,6 +207,7 @@ impl Error {
             }
             Error::Client(error) => return error.hint(),
             Error::Server(error) => return error.hint(),
+            Error::Install(error) => return error.hint(),
             Error::Operation { hint, .. } | Error::Exec { hint, .. } => return hint.clone(),
             Error::NoServer { .. } => {
                 "start one with `hutch serve`, or give `--embedded` to `hutch run`; HUTCH_URL says where another one is"

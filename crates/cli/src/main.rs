@@ -7,6 +7,7 @@ mod arguments;
 mod commands;
 mod creating;
 mod error;
+mod install;
 mod output;
 mod progress;
 mod signals;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{ImageId, MachineId, OperationId};
 use crate::name::Name;
+use crate::node::Capabilities;
 
 /// Memory of a machine when the request names none.
 pub const DEFAULT_MEMORY_MIB: u32 = 512;
@@ -35,6 +36,9 @@ pub struct CreateMachine {
     /// `qemu`, `firecracker`, …; the best usable one when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
+    /// One of the kernels that the server's administrator has named; the server's own when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
     /// Virtual CPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vcpu: Option<u32>,
@@ -166,8 +170,14 @@ pub struct Machine {
     pub image_name: Name,
     /// What runs it.
     pub runtime: String,
-    /// How well it is kept apart from the host.
+    /// How well it was to be kept apart from the host when it was made.
     pub isolation: Isolation,
+    /// What its runtime can do with it on this host now; nothing where the server does not have the runtime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+    /// The kernel that it asked for by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
     /// Virtual CPUs.
     pub vcpu: u32,
     /// Memory in MiB.

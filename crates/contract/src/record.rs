@@ -71,6 +71,9 @@ pub struct MachineRecord {
     pub runtime: String,
     /// How well it is kept apart from the host.
     pub isolation: Isolation,
+    /// The name of its kernel; the server's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
     /// Virtual CPUs.
     pub vcpu: u32,
     /// Memory in MiB.

@@ -11,6 +11,7 @@ use hutch_contract::file::{FileInfo, FileKind};
 use hutch_contract::image::{BootstrapImage, Image, ImageSource};
 use hutch_contract::key::Scope;
 use hutch_contract::machine::{CreateMachine, Exit, Isolation, Machine, Status, Timing};
+use hutch_contract::node::Capabilities;
 use hutch_contract::operation::{Operation, OperationState, Progress};
 use hutch_contract::record::{
     FORMAT, ImageRecord, KeyRecord, MachineRecord, Observed, OperationRecord, Wanted,
@@ -62,6 +63,7 @@ fn machine_record() -> MachineRecord {
         image_name: name("debian-base"),
         runtime: "qemu".into(),
         isolation: Isolation::Emulation,
+        kernel: None,
         vcpu: 2,
         memory_mib: 512,
         disk_gib: 8,
@@ -88,6 +90,13 @@ fn machine_record() -> MachineRecord {
 #[test]
 fn records_of_format_1() {
     check("record-machine-1.json", &machine_record());
+    check(
+        "record-machine-1-kernel.json",
+        &MachineRecord {
+            kernel: Some("mine".into()),
+            ..machine_record()
+        },
+    );
     check(
         "record-image-1.json",
         &ImageRecord {
@@ -138,44 +147,64 @@ fn records_of_format_1() {
 #[test]
 fn machines() {
     let record = machine_record();
+    let machine = Machine {
+        id: record.id,
+        name: record.name,
+        status: Status::Failed,
+        reason: Some("no answer".into()),
+        exit: Some(Exit::PowerOff),
+        image: record.image,
+        image_name: record.image_name,
+        runtime: record.runtime,
+        isolation: record.isolation,
+        capabilities: None,
+        kernel: None,
+        vcpu: record.vcpu,
+        memory_mib: record.memory_mib,
+        disk_gib: record.disk_gib,
+        env: record.env.clone(),
+        labels: record.labels.clone(),
+        starts: record.starts,
+        created_at_ms: record.created_at_ms,
+        started_at_ms: record.started_at_ms,
+        operation: Some(id("op")),
+        unapplied: record.unapplied,
+        timings: record.timings,
+        version: 12,
+    };
+    check("machine.json", &machine);
+    let capabilities = Capabilities {
+        isolation: Isolation::Hardware,
+        pause: true,
+        memory_snapshot: true,
+        live_resize: false,
+    };
     check(
-        "machine.json",
+        "machine-capabilities.json",
         &Machine {
-            id: record.id,
-            name: record.name,
-            status: Status::Failed,
-            reason: Some("no answer".into()),
-            exit: Some(Exit::PowerOff),
-            image: record.image,
-            image_name: record.image_name,
-            runtime: record.runtime,
-            isolation: record.isolation,
-            vcpu: record.vcpu,
-            memory_mib: record.memory_mib,
-            disk_gib: record.disk_gib,
-            env: record.env.clone(),
-            labels: record.labels.clone(),
-            starts: record.starts,
-            created_at_ms: record.created_at_ms,
-            started_at_ms: record.started_at_ms,
-            operation: Some(id("op")),
-            unapplied: record.unapplied,
-            timings: record.timings,
-            version: 12,
+            capabilities: Some(capabilities),
+            kernel: Some("mine".into()),
+            ..machine
         },
     );
+    let create = CreateMachine {
+        image: "debian-base".into(),
+        name: Some(name("web")),
+        runtime: Some("qemu".into()),
+        kernel: None,
+        vcpu: Some(2),
+        memory_mib: Some(1024),
+        disk_gib: Some(10),
+        env: record.env,
+        labels: record.labels,
+        cold: true,
+    };
+    check("create-machine.json", &create);
     check(
-        "create-machine.json",
+        "create-machine-kernel.json",
         &CreateMachine {
-            image: "debian-base".into(),
-            name: Some(name("web")),
-            runtime: Some("qemu".into()),
-            vcpu: Some(2),
-            memory_mib: Some(1024),
-            disk_gib: Some(10),
-            env: record.env,
-            labels: record.labels,
-            cold: true,
+            kernel: Some("mine".into()),
+            ..create
         },
     );
     check("status.json", &Status::ALL.to_vec());

@@ -206,6 +206,7 @@ mod tests {
             image: "busybox".into(),
             name: None,
             runtime: None,
+            kernel: None,
             vcpu: None,
             memory_mib: None,
             disk_gib: None,

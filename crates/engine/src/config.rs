@@ -14,14 +14,18 @@ pub struct EngineConfig {
     pub launcher: PathBuf,
     /// The guest's agent.
     pub agent: PathBuf,
-    /// A kernel package (`.deb`) to use instead of the distribution's newest.
+    /// A kernel package (`.deb`) or a kernel to use instead of the distribution's newest.
     pub kernel: Option<PathBuf>,
+    /// What goes with it, and the kernels that machines may ask for by name.
+    pub kernels: Kernels,
     /// The runtime when a request names none; the best usable one when absent.
     pub runtime: Option<String>,
     /// Path of a runtime's program, by runtime, where it is not found by itself.
     pub runtime_programs: BTreeMap<String, PathBuf>,
     /// `kvm` or `tcg` for qemu, when it is not to be found out.
     pub acceleration: Option<String>,
+    /// What only some runtimes have.
+    pub runtime_options: RuntimeOptions,
     /// Whether emulated machines, which are no security boundary, may be made.
     pub allow_emulation: bool,
     /// The most machines on this host.
@@ -40,6 +44,39 @@ pub struct EngineConfig {
     pub boot_timeout_ms: u64,
 }
 
+/// What goes with the server's kernel, and further kernels.
+#[derive(Debug, Clone, Default)]
+pub struct Kernels {
+    /// The modules of [`EngineConfig::kernel`] where that is a kernel alone: its directory `lib/modules/RELEASE`.
+    pub modules: Option<PathBuf>,
+    /// Added to the command line of every kernel.
+    pub args: Vec<String>,
+    /// Those that machines may ask for.
+    pub named: BTreeMap<String, NamedKernel>,
+}
+
+/// A kernel that machines may ask for.
+#[derive(Debug, Clone)]
+pub struct NamedKernel {
+    /// A kernel package (`.deb`), or a kernel.
+    pub path: PathBuf,
+    /// The modules of a kernel alone: its directory `lib/modules/RELEASE`.
+    pub modules: Option<PathBuf>,
+    /// Added to its command line.
+    pub args: Vec<String>,
+}
+
+/// What only some runtimes have; the others pass over it.
+#[derive(Debug, Clone, Default)]
+pub struct RuntimeOptions {
+    /// The processor that guests see, by Firecracker's name for it.
+    pub cpu_template: Option<String>,
+    /// Back the memory of guests with huge pages of the host.
+    pub huge_pages: bool,
+    /// The host's CPUs that VMMs may run on; empty: all.
+    pub affinity: Vec<u32>,
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -53,9 +90,11 @@ pub(crate) mod tests {
             launcher: "hutch".into(),
             agent: "hutch-agent".into(),
             kernel: None,
+            kernels: Kernels::default(),
             runtime: None,
             runtime_programs: BTreeMap::new(),
             acceleration: None,
+            runtime_options: RuntimeOptions::default(),
             allow_emulation: true,
             max_machines: 100,
             memory_overcommit: 4,

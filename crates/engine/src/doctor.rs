@@ -18,19 +18,22 @@ pub(crate) fn runtimes(config: &EngineConfig) -> Runtimes {
         programs_dir: Some(config.data_dir.join("programs")),
         acceleration: config.acceleration.clone(),
         agent: config.agent.clone(),
+        cpu_template: config.runtime_options.cpu_template.clone(),
+        huge_pages: config.runtime_options.huge_pages,
+        affinity: config.runtime_options.affinity.clone(),
         console_bytes: config.console_bytes,
-        ..RuntimeConfig::default()
     })
 }
 
 /// Looks at everything that machines need here. Needs no running server and changes nothing that lasts.
 pub async fn doctor(config: &EngineConfig) -> Vec<Finding> {
-    let mut findings = Vec::new();
+    let mut infos = Vec::new();
     for runtime in runtimes(config).iter() {
-        findings.push(runtime_finding(runtime.probe().await));
+        infos.push(runtime.probe().await);
     }
+    let mut findings = runtime_findings(infos);
     findings.push(agent_finding(&config.agent));
-    findings.push(kernel_finding(config));
+    findings.extend(kernel_findings(config));
     findings.push(disk_finding(&config.data_dir));
     findings.push(memory_finding(config));
     findings.push(network_finding());
@@ -47,18 +50,39 @@ fn finding(area: &str, level: Level, found: impl Into<String>, hint: Option<&str
     }
 }
 
-fn runtime_finding(info: RuntimeInfo) -> Finding {
+/// One runtime is enough: what else is missing only limits.
+fn runtime_findings(infos: Vec<RuntimeInfo>) -> Vec<Finding> {
+    let unusable = match infos.iter().any(|info| info.usable) {
+        true => Level::Limited,
+        false => Level::Missing,
+    };
+    let findings = infos
+        .into_iter()
+        .map(|info| runtime_finding(info, unusable));
+    findings.collect()
+}
+
+fn runtime_finding(info: RuntimeInfo, unusable: Level) -> Finding {
     let area = format!("runtime {}", info.name);
-    let version = info.version.as_deref().unwrap_or("unknown version");
+    let program = [info.version, info.path.map(|path| format!("({path})"))];
+    let program = program.into_iter().flatten().collect::<Vec<_>>().join(" ");
     if !info.usable {
         let reason = info.reason.unwrap_or_else(|| "it is not usable".into());
+        let found = match program.is_empty() {
+            true => reason,
+            false => format!("{program}: {reason}"),
+        };
         return Finding {
             area,
-            level: Level::Missing,
-            found: reason,
+            level: unusable,
+            found,
             hint: info.hint,
         };
     }
+    let version = match program.is_empty() {
+        true => "unknown version".to_owned(),
+        false => program,
+    };
     let acceleration = info.acceleration.as_deref().unwrap_or("no acceleration");
     let (level, found) = match info.capabilities.isolation {
         Isolation::Hardware => (
@@ -100,24 +124,32 @@ fn agent_finding(agent: &Path) -> Finding {
     }
 }
 
-fn kernel_finding(config: &EngineConfig) -> Finding {
-    match &config.kernel {
-        Some(path) if !path.is_file() => finding(
-            "kernel",
-            Level::Missing,
+/// The server's own kernel, and each one that has a name.
+fn kernel_findings(config: &EngineConfig) -> Vec<Finding> {
+    let file = |area: &str, path: &Path, absent| match path.is_file() {
+        true => finding(area, Level::Good, path.display().to_string(), None),
+        false => finding(
+            area,
+            absent,
             format!("{} is not there", path.display()),
             Some(
-                "`kernel` in the configuration must name a kernel package; without it the distribution's is taken",
+                "the configuration must name a kernel package or a kernel; without `kernel` the distribution's is taken",
             ),
         ),
-        Some(path) => finding("kernel", Level::Good, path.display().to_string(), None),
+    };
+    let own = match &config.kernel {
+        Some(path) => file("kernel", path, Level::Missing),
         None => finding(
             "kernel",
             Level::Good,
             "the distribution's, downloaded when first needed",
             None,
         ),
-    }
+    };
+    let named = config.kernels.named.iter();
+    let named =
+        named.map(|(name, kernel)| file(&format!("kernel {name}"), &kernel.path, Level::Limited));
+    [own].into_iter().chain(named).collect()
 }
 
 fn disk_finding(data_dir: &Path) -> Finding {
@@ -186,5 +218,58 @@ fn images_finding(data_dir: &Path) -> Finding {
         finding("images", Level::Limited, found, Some(hint))
     } else {
         finding("images", Level::Good, found, None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hutch_contract::node::Capabilities;
+
+    fn info(name: &str, usable: bool) -> RuntimeInfo {
+        RuntimeInfo {
+            name: name.into(),
+            usable,
+            reason: (!usable).then(|| "not found".into()),
+            hint: (!usable).then(|| format!("install {name}")),
+            version: Some("1.2.3".into()),
+            path: Some(format!("/usr/bin/{name}")),
+            acceleration: Some("kvm".into()),
+            capabilities: Capabilities {
+                isolation: Isolation::Hardware,
+                pause: true,
+                memory_snapshot: false,
+                live_resize: false,
+            },
+        }
+    }
+
+    #[test]
+    fn one_usable_runtime_is_enough() {
+        let levels = |usable: [bool; 2]| {
+            let infos = vec![info("a", usable[0]), info("b", usable[1])];
+            let findings = runtime_findings(infos).into_iter();
+            findings.map(|finding| finding.level).collect::<Vec<_>>()
+        };
+        assert_eq!(levels([true, true]), [Level::Good, Level::Good]);
+        assert_eq!(levels([false, true]), [Level::Limited, Level::Good]);
+        assert_eq!(levels([false, false]), [Level::Missing, Level::Missing]);
+    }
+
+    #[test]
+    fn version_path_reason_and_remedy_are_told() {
+        let found = runtime_findings(vec![info("qemu", true), info("firecracker", false)]);
+        assert_eq!(
+            found[0].found,
+            "1.2.3 (/usr/bin/qemu), hardware virtualization (kvm)"
+        );
+        assert_eq!(found[1].found, "1.2.3 (/usr/bin/firecracker): not found");
+        assert_eq!(found[1].hint.as_deref(), Some("install firecracker"));
+        let bare = RuntimeInfo {
+            version: None,
+            path: None,
+            ..info("docker", false)
+        };
+        assert_eq!(runtime_findings(vec![bare])[0].found, "not found");
     }
 }

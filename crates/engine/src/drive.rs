@@ -240,17 +240,18 @@ impl Driver {
             self.pause_before_reboot().await;
         }
         let started = Instant::now();
+        let mut spec = self.spec(record);
         if self.runtime.boots_kernel() {
-            let boot_set = self.shared.kernel.get().await?;
-            let dir = self.dir.clone();
+            let (boot_set, args) = self.shared.kernel.get(record.kernel.as_deref()).await?;
+            spec.kernel_args = args;
+            let (dir, elf) = (self.dir.clone(), self.runtime.boots_elf_only());
             self.file_work("link the kernel", move || {
-                prepare::link_boot_set(&dir, &boot_set)
+                prepare::link_boot_set(&dir, &boot_set, elf)
             })
             .await?;
             self.clock.phase("kernel", started);
         }
         let started = Instant::now();
-        let spec = self.spec(record);
         // From here until the result is in hand something may be alive that we do not hold.
         self.body = Body::Unproved("it is being started".into());
         let (runtime, dir) = (self.runtime.clone(), self.dir.clone());

@@ -94,6 +94,32 @@ pub enum Error {
         /// How to change that.
         hint: Option<String>,
     },
+    /// None of the runtimes can be used here.
+    #[error("no runtime can be used here: {reasons}")]
+    NoRuntime {
+        /// Each with its reason.
+        reasons: String,
+        /// How to change that.
+        hint: Option<String>,
+    },
+    /// The runtime cannot do it at all.
+    #[error("runtime `{runtime}` cannot {what}")]
+    Unable {
+        /// Its name.
+        runtime: String,
+        /// A verb and its object.
+        what: &'static str,
+        /// One that could.
+        could: Option<String>,
+    },
+    /// No kernel of that name.
+    #[error("there is no kernel `{name}`")]
+    NoSuchKernel {
+        /// The name.
+        name: String,
+        /// Those that there are.
+        known: Vec<String>,
+    },
     /// The agent gave no answer in time.
     #[error("the agent of machine `{name}` does not answer")]
     AgentSilent {
@@ -229,13 +255,16 @@ impl Error {
             | Error::ImageBusy { .. }
             | Error::DataDirBusy { .. }
             | Error::IdempotencyMismatch => Kind::Conflict,
-            Error::Invalid { .. } | Error::NoSuchRuntime { .. } | Error::Upload { .. } => {
-                Kind::Invalid
-            }
+            Error::Invalid { .. }
+            | Error::NoSuchRuntime { .. }
+            | Error::NoSuchKernel { .. }
+            | Error::Upload { .. } => Kind::Invalid,
+            Error::Unable { .. } => Kind::Unsupported,
             Error::Unauthenticated => Kind::Unauthenticated,
             Error::Denied => Kind::Denied,
             Error::Exhausted { .. } => Kind::Exhausted,
             Error::RuntimeUnusable { .. }
+            | Error::NoRuntime { .. }
             | Error::AgentSilent { .. }
             | Error::EndedWhileBooting { .. }
             | Error::NoKernel { .. }
@@ -302,7 +331,9 @@ impl Error {
             Error::Denied => "denied",
             Error::Exhausted { .. } => "exhausted",
             Error::NoSuchRuntime { .. } => "no_such_runtime",
-            Error::RuntimeUnusable { .. } => "runtime_unusable",
+            Error::RuntimeUnusable { .. } | Error::NoRuntime { .. } => "runtime_unusable",
+            Error::Unable { .. } => "unsupported",
+            Error::NoSuchKernel { .. } => "no_such_kernel",
             Error::AgentSilent { .. } => "agent_silent",
             Error::Timeout { .. } => "timeout",
             Error::EndedWhileBooting { .. } => "ended_while_booting",
@@ -368,8 +399,18 @@ impl Error {
             Error::NewerRecord { .. } => {
                 "this data directory belongs to a newer hutch: install that one again"
             }
-            Error::RuntimeUnusable { hint, .. } | Error::NoKernel { hint, .. } => {
-                return hint.clone();
+            Error::RuntimeUnusable { hint, .. }
+            | Error::NoRuntime { hint, .. }
+            | Error::NoKernel { hint, .. } => return hint.clone(),
+            Error::Unable { could, .. } => {
+                let could = could.as_ref()?;
+                return Some(format!("a machine of the runtime `{could}` could"));
+            }
+            Error::NoSuchKernel { known, .. } if known.is_empty() => {
+                "the administrator names kernels in the configuration, under `kernels`"
+            }
+            Error::NoSuchKernel { known, .. } => {
+                return Some(format!("there are {}", known.join(", ")));
             }
             Error::Store(error) => return error.hint(),
             Error::Disk(error) => return error.hint(),

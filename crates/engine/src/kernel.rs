@@ -1,5 +1,7 @@
-//! The kernel, initramfs and modules disk that machines boot with: made once in the background, waited for by starts.
+//! The kernels, initramfs and modules disks that machines boot with: each made once, in the background or when it is
+//! first needed, and waited for by starts.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,31 +12,20 @@ use tracing::{info, warn};
 use crate::drive::blocking;
 use crate::{EngineConfig, Error};
 
-/// Makes and remembers the boot set. Cheap to clone.
+/// Makes and remembers boot sets. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Kernel {
-    inner: Arc<Inner>,
+    own: Arc<Inner>,
+    named: Arc<BTreeMap<String, Arc<Inner>>>,
 }
 
 struct Inner {
     cache_dir: PathBuf,
     agent: PathBuf,
     source: KernelSource,
+    args: Vec<String>,
     /// Held while it is being made, so that it is made once.
     state: Arc<Mutex<State>>,
-}
-
-impl Inner {
-    /// What helps when nothing is known but where the kernel was to come from.
-    fn source_hint(&self) -> Option<String> {
-        match &self.source {
-            KernelSource::Package(path) => Some(format!(
-                "`kernel` names {}: let it name a kernel package, or leave it out for the distribution's",
-                path.display()
-            )),
-            _ => None,
-        }
-    }
 }
 
 enum State {
@@ -45,23 +36,38 @@ enum State {
 
 impl Kernel {
     pub fn new(config: &EngineConfig) -> Kernel {
-        let source = match &config.kernel {
-            Some(path) => KernelSource::Package(path.clone()),
-            None => KernelSource::Distribution,
-        };
-        Kernel {
-            inner: Arc::new(Inner {
+        let inner = |source, args: &[String]| {
+            Arc::new(Inner {
                 cache_dir: config.cache_dir.clone(),
                 agent: config.agent.clone(),
                 source,
+                args: [config.kernels.args.as_slice(), args].concat(),
                 state: Arc::new(Mutex::new(State::NotYet)),
-            }),
+            })
+        };
+        let own = match &config.kernel {
+            Some(path) => KernelSource::File {
+                path: path.clone(),
+                modules: config.kernels.modules.clone(),
+            },
+            None => KernelSource::Distribution,
+        };
+        let named = config.kernels.named.iter().map(|(name, kernel)| {
+            let source = KernelSource::File {
+                path: kernel.path.clone(),
+                modules: kernel.modules.clone(),
+            };
+            (name.clone(), inner(source, &kernel.args))
+        });
+        Kernel {
+            own: inner(own, &[]),
+            named: Arc::new(named.collect()),
         }
     }
 
-    /// Begins to make the boot set, so that the first machine does not wait for it.
+    /// Begins to make the server's own, so that the first machine does not wait for it.
     pub async fn warm(self) {
-        match self.get().await {
+        match self.own.get().await {
             Ok(boot_set) => info!(
                 release = boot_set.kernel_release,
                 "the kernel for guests is ready"
@@ -72,13 +78,46 @@ impl Kernel {
         }
     }
 
-    /// The boot set; made now when there is none. Goes on when the future is dropped: others may wait for the same.
-    pub async fn get(&self) -> Result<BootSet, Error> {
-        let mut state = self.inner.state.clone().lock_owned().await;
+    /// The boot set of a kernel and what is added to its command line; made now when there is none. Goes on when the
+    /// future is dropped: others may wait for the same.
+    pub async fn get(&self, name: Option<&str>) -> Result<(BootSet, Vec<String>), Error> {
+        let inner = self.inner(name)?;
+        Ok((inner.get().await?, inner.args.clone()))
+    }
+
+    /// Refuses a name that is none, and a kernel for which the last attempt failed and one more does too. While it is
+    /// still being made there is hope.
+    pub async fn must_be_possible(&self, name: Option<&str>) -> Result<(), Error> {
+        let inner = self.inner(name)?;
+        let failed = match inner.state.try_lock() {
+            Ok(state) => matches!(*state, State::Failed),
+            Err(_) => false,
+        };
+        if failed {
+            inner.get().await.map(drop)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn inner(&self, name: Option<&str>) -> Result<&Arc<Inner>, Error> {
+        let Some(name) = name else {
+            return Ok(&self.own);
+        };
+        self.named.get(name).ok_or_else(|| Error::NoSuchKernel {
+            name: name.chars().take(64).collect(),
+            known: self.named.keys().cloned().collect(),
+        })
+    }
+}
+
+impl Inner {
+    async fn get(self: &Arc<Self>) -> Result<BootSet, Error> {
+        let mut state = self.state.clone().lock_owned().await;
         if let State::Ready(boot_set) = &*state {
             return Ok(boot_set.clone());
         }
-        let inner = self.inner.clone();
+        let inner = self.clone();
         blocking("make the boot set", move || {
             *state = State::Failed;
             let mut silent = |_| {};
@@ -94,16 +133,14 @@ impl Kernel {
         .await
     }
 
-    /// Refuses when the last attempt failed and one more does too. While it is still being made there is hope.
-    pub async fn must_be_possible(&self) -> Result<(), Error> {
-        let failed = match self.inner.state.try_lock() {
-            Ok(state) => matches!(*state, State::Failed),
-            Err(_) => false,
-        };
-        if failed {
-            self.get().await.map(drop)
-        } else {
-            Ok(())
+    /// What helps when nothing is known but where the kernel was to come from.
+    fn source_hint(&self) -> Option<String> {
+        match &self.source {
+            KernelSource::File { path, .. } => Some(format!(
+                "the configuration names {}: let it name a kernel package or a kernel, or leave it out for the distribution's",
+                path.display()
+            )),
+            KernelSource::Distribution => None,
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod access;
 mod admission;
+mod choose;
 mod config;
 mod deadline;
 mod doctor;
@@ -25,7 +26,7 @@ mod plan;
 mod prepare;
 mod rows;
 
-pub use config::EngineConfig;
+pub use config::{EngineConfig, Kernels, NamedKernel, RuntimeOptions};
 pub use doctor::doctor;
 pub use engine::Engine;
 pub use error::Error;

@@ -17,7 +17,7 @@ use crate::access::{self, Access};
 use crate::admission::{self, Host, Size};
 use crate::engine::{self, Engine, Fleet, Shared};
 use crate::rows::{self, Current, IdempotencyRow, SlotRow};
-use crate::{Error, Principal, deadline, keys, names, plan};
+use crate::{Error, Principal, choose, deadline, keys, names, plan};
 
 /// Attempts at a generated name that nobody has.
 const NAME_ATTEMPTS: usize = 8;
@@ -118,8 +118,16 @@ impl Engine {
         admission::pairs("env", &request.env)?;
         admission::pairs("labels", &request.labels)?;
         let runtime = self.choose_runtime(request.runtime.as_deref()).await?;
+        let kernel = request.kernel.as_deref();
         if runtime.boots_kernel() {
-            self.shared.kernel.must_be_possible().await?;
+            self.shared.kernel.must_be_possible(kernel).await?;
+        } else if kernel.is_some() {
+            let able = self.able(|runtime| runtime.boots_kernel()).await;
+            return Err(choose::unable(
+                runtime.name(),
+                "boot a kernel of choice",
+                &able,
+            ));
         }
         for _ in 0..NAME_ATTEMPTS {
             let name = request.name.clone().unwrap_or_else(names::generate);
@@ -185,6 +193,7 @@ impl Engine {
             image_name: image.name.clone(),
             runtime: runtime.name().to_owned(),
             isolation: runtime.capabilities().isolation,
+            kernel: request.kernel.clone(),
             vcpu: size.vcpu,
             memory_mib: size.memory_mib,
             disk_gib: size.disk_gib,
@@ -220,7 +229,7 @@ impl Engine {
             let row = IdempotencyRow {
                 format: FORMAT,
                 request_sha256: idempotency.request_sha256.clone(),
-                reply: Current::new(record.clone(), 0).machine(),
+                reply: shared.view(&Current::new(record.clone(), 0)),
                 created_at_ms: shared.now_ms(),
             };
             checks.push(Check::Absent(idempotency.row.clone()));
@@ -251,7 +260,7 @@ impl Engine {
         };
         slot.kept = true;
         let current = Current::new(record.clone(), revision.0);
-        let reply = current.machine();
+        let reply = shared.view(&current);
         let machine = Arc::new(engine::Machine::new(shared.store.clone(), current));
         {
             let mut fleet = shared.fleet();
@@ -316,7 +325,7 @@ impl Engine {
         loop {
             let seen = self.shared.fleet().machines.get(&reply.id).cloned();
             if let Some(current) = seen.and_then(|machine| machine.cell.get()) {
-                return Ok(Some(current.machine()));
+                return Ok(Some(self.shared.view(&current)));
             }
             let key = rows::machine(&reply.id);
             if self.shared.store.get(&key).await?.is_none() {
@@ -346,22 +355,32 @@ impl Engine {
     }
 
     async fn choose_runtime(&self, asked: Option<&str>) -> Result<Arc<dyn Runtime>, Error> {
-        let asked = asked.or(self.shared.config.runtime.as_deref());
-        let candidates: Vec<_> = match asked {
-            Some(name) => vec![self.shared.runtime(name)?],
-            None => self.shared.runtimes.iter().cloned().collect(),
+        let shared = &self.shared;
+        let allow_emulation = shared.config.allow_emulation;
+        let Some(name) = asked.or(shared.config.runtime.as_deref()) else {
+            let infos = self.runtimes().await;
+            return shared.runtime(&choose::best(&infos, allow_emulation)?.name);
         };
-        let mut last = None;
-        for runtime in candidates {
-            let info = runtime.probe().await;
-            match refusal(&info, self.shared.config.allow_emulation) {
-                None => return Ok(runtime),
-                Some((reason, hint)) => last = Some((info.name, reason, hint)),
+        let runtime = shared.runtime(name)?;
+        match choose::refusal(&runtime.probe().await, allow_emulation) {
+            None => Ok(runtime),
+            Some((reason, hint)) => Err(Error::RuntimeUnusable {
+                name: runtime.name().to_owned(),
+                reason,
+                hint,
+            }),
+        }
+    }
+
+    /// The runtimes that can do something.
+    async fn able(&self, can: impl Fn(&dyn Runtime) -> bool) -> Vec<RuntimeInfo> {
+        let mut able = Vec::new();
+        for runtime in self.shared.runtimes.iter() {
+            if can(runtime.as_ref()) {
+                able.push(runtime.probe().await);
             }
         }
-        let (name, reason, hint) =
-            last.unwrap_or_else(|| ("any".into(), "none is built in".into(), None));
-        Err(Error::RuntimeUnusable { name, reason, hint })
+        able
     }
 
     /// What there is to run machines with.
@@ -383,7 +402,7 @@ impl Engine {
             .cell
             .get()
             .ok_or_else(|| Error::not_found("machine", reference))?;
-        Ok(current.machine())
+        Ok(self.shared.view(&current))
     }
 
     /// Machines in pages, oldest first.
@@ -414,7 +433,7 @@ impl Engine {
                 list.status
                     .is_none_or(|status| plan::status(&current.record) == status)
             })
-            .map(|current| current.machine());
+            .map(|current| self.shared.view(&current));
         let items: Vec<_> = found.by_ref().take(limit).collect();
         let more = found.next().is_some();
         let next = more
@@ -499,7 +518,7 @@ impl Engine {
                 Ok(())
             })
             .await?;
-        Ok(current.machine())
+        Ok(self.shared.view(&current))
     }
 
     async fn want(
@@ -525,7 +544,7 @@ impl Engine {
                 Ok(())
             })
             .await?;
-        Ok(current.machine())
+        Ok(self.shared.view(&current))
     }
 
     /// Waits until the machine is what `target` says. `None`: it is gone, as was wanted.
@@ -561,8 +580,10 @@ impl Engine {
                 ));
             }
         };
-        let outcome = arrival(current.as_ref(), target, &name);
-        outcome.unwrap_or_else(|| Err(Error::not_found("machine", &name)))
+        match arrival(current.as_ref(), target, &name) {
+            None => Err(Error::not_found("machine", &name)),
+            Some(arrived) => Ok(arrived?.map(|current| self.shared.view(current))),
+        }
     }
 
     pub(crate) fn find_machine(
@@ -590,12 +611,23 @@ impl Engine {
     }
 }
 
+impl Shared {
+    /// A machine as the API shows it.
+    fn view(&self, current: &Current) -> Machine {
+        let runtime = self.runtimes.get(&current.record.runtime);
+        Machine {
+            capabilities: runtime.map(|runtime| runtime.capabilities()),
+            ..current.machine()
+        }
+    }
+}
+
 /// What waiting for `target` comes to when this is the record; `None`: wait on.
-fn arrival(
-    current: Option<&Current>,
+fn arrival<'a>(
+    current: Option<&'a Current>,
     target: Target,
     name: &str,
-) -> Option<Result<Option<Machine>, Error>> {
+) -> Option<Result<Option<&'a Current>, Error>> {
     let Some(current) = current else {
         return Some(match target {
             Target::Gone => Ok(None),
@@ -608,7 +640,7 @@ fn arrival(
         return None;
     };
     if status == wanted {
-        return Some(Ok(Some(current.machine())));
+        return Some(Ok(Some(current)));
     }
     match (status, &record.observed) {
         (Status::Failed, Observed::Failed { reason, .. }) => Some(Err(Error::MachineFailed {
@@ -623,25 +655,6 @@ fn arrival(
         (Status::Deleting, _) => Some(Err(Error::wrong_status(&record.name, status, "come back"))),
         _ => None,
     }
-}
-
-/// Why a runtime may not be used, and what to do about it.
-fn refusal(info: &RuntimeInfo, allow_emulation: bool) -> Option<(String, Option<String>)> {
-    use hutch_contract::machine::Isolation;
-    if !info.usable {
-        let reason = info
-            .reason
-            .clone()
-            .unwrap_or_else(|| "it is not usable".into());
-        return Some((reason, info.hint.clone()));
-    }
-    if info.capabilities.isolation == Isolation::Emulation && !allow_emulation {
-        return Some((
-            "it only emulates here, which is no security boundary, and the server listens beyond this host".into(),
-            Some("set `allow_emulation = true` if you trust what runs in the machines".into()),
-        ));
-    }
-    None
 }
 
 /// The host with what is promised to the machines that exist or are being admitted.

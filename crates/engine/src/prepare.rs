@@ -56,12 +56,32 @@ pub(crate) fn prepare(
 }
 
 /// Puts kernel, initramfs and modules disk into the directory: links, so that they cost nothing and outlive an upgrade.
-pub(crate) fn link_boot_set(dir: &MachineDir, boot_set: &BootSet) -> Result<(), Error> {
-    for (from, to) in [
-        (&boot_set.kernel, dir.file(MachineDir::KERNEL)),
-        (&boot_set.initramfs, dir.file(MachineDir::INITRAMFS)),
-        (&boot_set.modules_disk, dir.file(MachineDir::MODULES)),
+/// `elf`: the VMM takes no other kernel.
+pub(crate) fn link_boot_set(dir: &MachineDir, boot_set: &BootSet, elf: bool) -> Result<(), Error> {
+    let kernel = match (&boot_set.elf, elf) {
+        (Some(kernel), true) => kernel,
+        (None, true) => {
+            return Err(Error::NoKernel {
+                reason: format!(
+                    "the runtime needs an ELF kernel, and none can be unpacked from {}",
+                    boot_set.kernel_release
+                ),
+                hint: Some("name the vmlinux of that kernel in the configuration".into()),
+            });
+        }
+        (_, false) => &boot_set.kernel,
+    };
+    for (from, file) in [
+        (Some(kernel), MachineDir::KERNEL),
+        (Some(&boot_set.initramfs), MachineDir::INITRAMFS),
+        (boot_set.modules_disk.as_ref(), MachineDir::MODULES),
     ] {
+        let to = dir.file(file);
+        let Some(from) = from else {
+            // Of another kernel, which it had before.
+            remove_if_there(&to)?;
+            continue;
+        };
         let staged = to.with_extension("new");
         remove_if_there(&staged)?;
         if let Err(error) = fs::hard_link(from, &staged) {

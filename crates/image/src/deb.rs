@@ -9,6 +9,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+/// Whether the file begins like a package.
+pub(crate) fn is_package(path: &Path) -> Result<bool, Error> {
+    let mut magic = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(8).read_to_end(&mut magic));
+    read.map_err(Error::io("read", path))?;
+    Ok(magic == b"!<arch>\n")
+}
+
 /// Where the files of a kernel package are put: `vmlinuz-RELEASE` and `modules/RELEASE/…`,
 /// modules unpacked. Symbolic links (to headers) are left out.
 pub(crate) fn take_kernel(deb: &Path, into: &Path) -> Result<(), Error> {

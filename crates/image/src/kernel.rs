@@ -2,7 +2,7 @@
 //! kernel and agent and kept in a cache.
 //!
 //! ```text
-//! CACHE/kernels/KEY/   vmlinuz, modules.raw, boot/*.ko, boot/order, kernel.json   per package
+//! CACHE/kernels/KEY/   vmlinuz, vmlinux, modules.raw, boot/*.ko, boot/order, kernel.json   per package or kernel
 //! CACHE/boot/ID/       initramfs                                                  per kernel and agent
 //! CACHE/distribution   KEY of the distribution's kernel that was found first
 //! CACHE/lock           held while anything of this is made
@@ -17,6 +17,7 @@ use crate::cpio::Cpio;
 use crate::deb;
 use crate::error::Error;
 use crate::ext4::Purpose;
+use crate::kernel_image;
 use crate::kmod_index;
 use crate::limits::Limits;
 use crate::modules::Modules;
@@ -26,25 +27,27 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Counts up when the content of a cached directory changes its form.
 const FORM: &str = "2";
+/// The kernel as an ELF file, and the disk of modules, in a kernel's directory.
+const ELF: &str = "vmlinux";
+const MODULES_DISK: &str = "modules.raw";
 
 /// Where the kernel comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KernelSource {
     /// The distribution's package for virtual machines, by `apt-get download`.
     Distribution,
-    /// A kernel package (`.deb`) that holds both kernel and modules.
-    Package(PathBuf),
-    /// A kernel file and its directory `lib/modules/RELEASE`.
-    Files {
-        /// The kernel.
-        kernel: PathBuf,
-        /// The modules; the last component is the release.
-        modules: PathBuf,
+    /// A file of the administrator's.
+    File {
+        /// A kernel package (`.deb`) that holds both kernel and modules, or a kernel alone.
+        path: PathBuf,
+        /// Modules for a kernel alone: its directory `lib/modules/RELEASE`. When left out, the host's modules of the
+        /// same release are taken, else those of the distribution's kernel in the cache, else none.
+        modules: Option<PathBuf>,
     },
 }
 
@@ -55,10 +58,12 @@ pub struct BootSet {
     pub id: String,
     /// The kernel as the distribution ships it.
     pub kernel: PathBuf,
+    /// The same as an ELF file, for VMMs that have no boot loader; none when it cannot be unpacked.
+    pub elf: Option<PathBuf>,
     /// The initramfs (cpio, not packed).
     pub initramfs: PathBuf,
-    /// A read-only ext4 disk to be mounted on `/lib/modules`.
-    pub modules_disk: PathBuf,
+    /// A read-only ext4 disk to be mounted on `/lib/modules`; none for a kernel without modules.
+    pub modules_disk: Option<PathBuf>,
     /// What `uname -r` says under this kernel.
     pub kernel_release: String,
 }
@@ -98,6 +103,7 @@ pub fn boot_set(
         Some(dir) => dir,
         None => cache.add_kernel(source, progress)?,
     };
+    add_elf(&dir)?;
     if let Some(set) = cache.set(&dir, &agent_bytes)? {
         return Ok(set);
     }
@@ -124,8 +130,9 @@ impl Cache<'_> {
                     Err(error) => return Err(Error::io("read", &path)(error)),
                 }
             }
-            KernelSource::Package(path) => key_of(&[path])?,
-            KernelSource::Files { kernel, modules } => key_of(&[kernel, modules])?,
+            KernelSource::File { path, modules } => {
+                key_of([Some(path), modules.as_ref()].into_iter().flatten())?
+            }
         };
         let dir = self.dir.join("kernels").join(key);
         Ok(dir.is_dir().then_some(dir))
@@ -151,17 +158,17 @@ impl Cache<'_> {
         let kernel = self.kernel(dir)?;
         let id = self.id(&kernel, agent);
         let initramfs = self.dir.join("boot").join(&id).join("initramfs");
-        if !initramfs.is_file() {
+        let elf = dir.join(ELF);
+        let (true, Ok(found)) = (initramfs.is_file(), fs::metadata(&elf)) else {
             return Ok(None);
-        }
-        let (path, modules_disk) = (dir.join("vmlinuz"), dir.join("modules.raw"));
-        let kernel_release = kernel.release;
+        };
         Ok(Some(BootSet {
             id,
-            kernel: path,
+            kernel: dir.join("vmlinuz"),
+            elf: (found.len() > 0).then_some(elf),
             initramfs,
-            modules_disk,
-            kernel_release,
+            modules_disk: Some(dir.join(MODULES_DISK)).filter(|disk| disk.is_file()),
+            kernel_release: kernel.release,
         }))
     }
 
@@ -187,29 +194,82 @@ impl Cache<'_> {
                 for deb in &packages.files {
                     deb::take_kernel(deb, &tree)?;
                 }
+                assemble(&tree, &result, Path::new(&packages.key), progress)?;
                 packages.key
             }
-            KernelSource::Package(path) => {
-                progress(Progress::step("unpacking the kernel package", 0));
-                deb::take_kernel(path, &tree)?;
-                key_of(&[path])?
-            }
-            KernelSource::Files { kernel, modules } => {
-                copy_files(kernel, modules, &tree)?;
-                key_of(&[kernel, modules])?
+            KernelSource::File { path, modules } => {
+                if !deb::is_package(path)? {
+                    self.take_image(path, modules.as_deref(), &tree, &result, progress)?;
+                } else if modules.is_none() {
+                    progress(Progress::step("unpacking the kernel package", 0));
+                    deb::take_kernel(path, &tree)?;
+                    assemble(&tree, &result, path, progress)?;
+                } else {
+                    return Err(Error::Package {
+                        path: path.clone(),
+                        why: "a package brings its own modules, and others were named besides",
+                    });
+                }
+                key_of([Some(path), modules.as_ref()].into_iter().flatten())?
             }
         };
-        let origin = match source {
-            KernelSource::Package(path) | KernelSource::Files { kernel: path, .. } => path.clone(),
-            KernelSource::Distribution => PathBuf::from(&key),
-        };
-        assemble(&tree, &result, &origin, progress)?;
         let dir = kernels.join(&key);
         publish(&result, &dir)?;
         if *source == KernelSource::Distribution {
             self.remember(&key)?;
         }
         Ok(dir)
+    }
+
+    /// A kernel alone, with the modules that go with it. Whether it can do without them only a boot shows: what is
+    /// missing may be built in, and the agent says what is not.
+    fn take_image(
+        &self,
+        path: &Path,
+        modules: Option<&Path>,
+        tree: &Path,
+        result: &Path,
+        progress: OnProgress<'_>,
+    ) -> Result<(), Error> {
+        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        if !kernel_image::is_kernel(&bytes) {
+            return Err(Error::Package {
+                path: path.to_owned(),
+                why: "this is neither a kernel package (.deb) nor a kernel (bzImage, ELF)",
+            });
+        }
+        let told = kernel_image::release(&bytes);
+        let host = told
+            .as_ref()
+            .map(|release| Path::new("/lib/modules").join(release));
+        let host = host.filter(|dir| dir.join("kernel").is_dir());
+        let vmlinuz = tree.join("vmlinuz");
+        fs::write(&vmlinuz, &bytes).map_err(Error::io("write", &vmlinuz))?;
+        let release = told.unwrap_or_else(|| "unknown".to_owned());
+        if let Some(modules) = modules.or(host.as_deref()) {
+            let copied = copy_modules(modules, tree)?;
+            let all = Modules::read(&copied)?;
+            return keep(&vmlinuz, release, Some((&all, &copied)), result, progress);
+        }
+        match self.with_modules_of(&release) {
+            Some(other) => {
+                keep(&vmlinuz, release, None, result, progress)?;
+                borrow_modules(&other, result)
+            }
+            None => keep(&vmlinuz, release, None, result, progress),
+        }
+    }
+
+    /// A kernel in the cache that has modules of this release.
+    fn with_modules_of(&self, release: &str) -> Option<PathBuf> {
+        let kernels = fs::read_dir(self.dir.join("kernels")).ok()?;
+        let mut dirs = kernels.filter_map(|entry| Some(entry.ok()?.path()));
+        dirs.find(|dir| {
+            dir.join(MODULES_DISK).is_file()
+                && self
+                    .kernel(dir)
+                    .is_ok_and(|kernel| kernel.release == release)
+        })
     }
 
     fn remember(&self, key: &str) -> Result<(), Error> {
@@ -284,46 +344,110 @@ fn assemble(
         .ok_or_else(|| package("it has not exactly one kernel (boot/vmlinuz-*)"))?;
     let modules = only_entry(&tree.join("modules"), "")?
         .ok_or_else(|| package("it has not the modules of exactly one kernel (lib/modules/*)"))?;
-    let name = |path: &Path| {
-        path.file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
-    };
     let release = name(&modules);
     if name(&kernel) != format!("vmlinuz-{release}") {
         return Err(package("kernel and modules are of different releases"));
     }
     progress(Progress::step("reading the kernel modules", 0));
     let all = Modules::read(&modules)?;
+    all.check(&release)?;
+    keep(&kernel, release, Some((&all, &modules)), result, progress)
+}
+
+/// Fills the directory that is kept. `modules` are `…/modules/RELEASE` and what was read there.
+fn keep(
+    kernel: &Path,
+    release: String,
+    modules: Option<(&Modules, &Path)>,
+    result: &Path,
+    progress: OnProgress<'_>,
+) -> Result<(), Error> {
     let boot = result.join("boot");
     fs::create_dir(&boot).map_err(Error::io("create", &boot))?;
     let mut order = String::new();
-    for module in all.boot_order(&release)? {
-        let from = modules.join(&module.path);
-        let file = name(&from);
-        let to = boot.join(&file);
-        fs::copy(&from, &to).map_err(Error::io("write", &to))?;
-        order.push_str(&format!("{file}\n"));
+    let mut digest = Sha256::new();
+    let bytes = fs::read(kernel).map_err(Error::io("read", kernel))?;
+    digest.update(Sha256::digest(&bytes));
+    if let Some((all, modules)) = modules {
+        for module in all.boot_order() {
+            let from = modules.join(&module.path);
+            let file = name(&from);
+            let to = boot.join(&file);
+            fs::copy(&from, &to).map_err(Error::io("write", &to))?;
+            order.push_str(&format!("{file}\n"));
+        }
+        write_indexes(all, modules)?;
+        let dir = modules.parent().expect("it is modules/RELEASE");
+        digest.update(modules_disk(dir, &result.join(MODULES_DISK), progress)?);
     }
     let list = boot.join("order");
     fs::write(&list, order).map_err(Error::io("write", &list))?;
-    write_indexes(&all, &modules)?;
-    let disk = modules_disk(&tree.join("modules"), &result.join("modules.raw"), progress)?;
     let vmlinuz = result.join("vmlinuz");
-    fs::rename(&kernel, &vmlinuz).map_err(Error::io("move", &vmlinuz))?;
-    let bytes = fs::read(&vmlinuz).map_err(Error::io("read", &vmlinuz))?;
-    let digest = Sha256::new()
-        .chain_update(Sha256::digest(&bytes))
-        .chain_update(disk)
-        .finalize();
-    let json = serde_json::to_vec(&Kernel {
-        release,
-        digest: hex(&digest),
-    })
-    .expect("plain data");
-    let path = result.join("kernel.json");
+    fs::rename(kernel, &vmlinuz).map_err(Error::io("move", &vmlinuz))?;
+    write_json(
+        &Kernel {
+            release,
+            digest: hex(&digest.finalize()),
+        },
+        result,
+    )
+}
+
+fn write_json(kernel: &Kernel, dir: &Path) -> Result<(), Error> {
+    let json = serde_json::to_vec(kernel).expect("plain data");
+    let path = dir.join("kernel.json");
     fs::write(&path, json).map_err(Error::io("write", &path))
+}
+
+/// Gives a kept kernel the modules of another one.
+fn borrow_modules(other: &Path, result: &Path) -> Result<(), Error> {
+    let link = |file: &Path| {
+        let to = result.join(file);
+        // The list of none is there already.
+        let _absent = fs::remove_file(&to);
+        fs::hard_link(other.join(file), &to).map_err(Error::io("write", &to))
+    };
+    let boot = other.join("boot");
+    for entry in fs::read_dir(&boot).map_err(Error::io("list", &boot))? {
+        let entry = entry.map_err(Error::io("list", &boot))?;
+        link(&Path::new("boot").join(entry.file_name()))?;
+    }
+    link(Path::new(MODULES_DISK))?;
+    let read = |dir: &Path| {
+        let path = dir.join("kernel.json");
+        let text = fs::read(&path).map_err(Error::io("read", &path))?;
+        serde_json::from_slice::<Kernel>(&text)
+            .map_err(|error| Error::io("understand", &path)(error.into()))
+    };
+    let (mut kernel, theirs) = (read(result)?, read(other)?);
+    let both = Sha256::digest(format!("{}{}", kernel.digest, theirs.digest));
+    kernel.digest = hex(&both);
+    write_json(&kernel, result)
+}
+
+/// Adds the kernel as an ELF file; an empty one says that it cannot be had. Call with the lock held.
+fn add_elf(dir: &Path) -> Result<(), Error> {
+    let (kernel, path) = (dir.join("vmlinuz"), dir.join(ELF));
+    if path.exists() {
+        return Ok(());
+    }
+    let bytes = fs::read(&kernel).map_err(Error::io("read", &kernel))?;
+    let elf = kernel_image::elf(&bytes).unwrap_or_default();
+    let write = || -> io::Result<()> {
+        let mut file = tempfile::Builder::new().prefix(".tmp-").tempfile_in(dir)?;
+        io::Write::write_all(&mut file, &elf)?;
+        file.as_file()
+            .set_permissions(fs::Permissions::from_mode(0o644))?;
+        file.as_file().sync_all()?;
+        file.persist(&path)?;
+        Ok(())
+    };
+    write().map_err(Error::io("write", &path))
+}
+
+fn name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 /// The lists that depmod would write: text for busybox and people, binary for kmod.
@@ -392,14 +516,14 @@ fn modules_disk(dir: &Path, disk: &Path, progress: OnProgress<'_>) -> Result<Str
     Ok(built.sha256)
 }
 
-fn copy_files(kernel: &Path, modules: &Path, tree: &Path) -> Result<(), Error> {
+/// Copies `lib/modules/RELEASE` to `modules/RELEASE` below `tree`, and gives that path.
+fn copy_modules(modules: &Path, tree: &Path) -> Result<PathBuf, Error> {
     let release = modules.file_name().ok_or_else(|| Error::Package {
         path: modules.to_owned(),
         why: "the directory of modules must be named like the release",
     })?;
-    let target = tree.join(format!("vmlinuz-{}", release.to_string_lossy()));
-    fs::copy(kernel, target).map_err(Error::io("copy", kernel))?;
     let into = tree.join("modules").join(release);
+    fs::create_dir_all(&into).map_err(Error::io("create", &into))?;
     let mut stack = vec![PathBuf::new()];
     while let Some(below) = stack.pop() {
         let from = modules.join(&below);
@@ -422,7 +546,7 @@ fn copy_files(kernel: &Path, modules: &Path, tree: &Path) -> Result<(), Error> {
             }
         }
     }
-    Ok(())
+    Ok(into)
 }
 
 /// The only entry of `dir` whose name starts with `prefix`.
@@ -442,7 +566,7 @@ fn only_entry(dir: &Path, prefix: &str) -> Result<Option<PathBuf>, Error> {
 }
 
 /// A name for files that stay what they are while path, size and time do.
-fn key_of(paths: &[&PathBuf]) -> Result<String, Error> {
+fn key_of<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> Result<String, Error> {
     let mut sum = Sha256::new().chain_update(FORM);
     for path in paths {
         let meta = fs::metadata(path).map_err(Error::io("inspect", path))?;

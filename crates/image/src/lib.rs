@@ -17,6 +17,7 @@ mod deb;
 mod error;
 mod ext4;
 mod kernel;
+mod kernel_image;
 mod kmod_index;
 mod limits;
 mod modules;

@@ -75,18 +75,25 @@ impl Modules {
         Ok(modules)
     }
 
-    /// The modules of an initramfs in the order of loading.
-    pub(crate) fn boot_order(&self, release: &str) -> Result<Vec<&Module>, Error> {
-        let mut order = Vec::new();
-        for (name, needed) in BOOT {
-            if self.all.contains_key(name) {
-                self.with_needs(name, &mut order);
-            } else if needed && !self.built_in.contains(name) {
-                let (release, module) = (release.to_owned(), name.to_owned());
-                return Err(Error::MissingModule { release, module });
-            }
+    /// Refuses modules of a kernel that could not reach its disk.
+    pub(crate) fn check(&self, release: &str) -> Result<(), Error> {
+        let there = |name| self.all.contains_key(name) || self.built_in.contains(name);
+        match BOOT.iter().find(|(name, needed)| *needed && !there(*name)) {
+            None => Ok(()),
+            Some((module, _)) => Err(Error::MissingModule {
+                release: release.to_owned(),
+                module: (*module).to_owned(),
+            }),
         }
-        Ok(order.iter().map(|name| &self.all[*name]).collect())
+    }
+
+    /// The modules of an initramfs in the order of loading.
+    pub(crate) fn boot_order(&self) -> Vec<&Module> {
+        let mut order = Vec::new();
+        for (name, _) in BOOT {
+            self.with_needs(name, &mut order);
+        }
+        order.iter().map(|name| &self.all[*name]).collect()
     }
 
     /// Adds `name` after all that it needs. Visits each module once, so a cycle ends.
@@ -277,7 +284,8 @@ mod tests {
             ],
             &["kernel/fs/ext4/ext4.ko"],
         );
-        let order = modules.boot_order("6.1").unwrap();
+        modules.check("6.1").unwrap();
+        let order = modules.boot_order();
         let paths: Vec<_> = order
             .iter()
             .map(|module| &module.path[7..module.path.len() - 3])
@@ -309,7 +317,7 @@ mod tests {
     #[test]
     fn a_kernel_without_disks_is_of_no_use() {
         let modules = modules(&[("virtio", ""), ("virtio_ring", "")], &["ext4.ko"]);
-        let error = modules.boot_order("6.1").unwrap_err();
+        let error = modules.check("6.1").unwrap_err();
         assert_eq!(
             error.to_string(),
             "the kernel 6.1 has no module virtio_blk, and it is not built in"
@@ -323,7 +331,7 @@ mod tests {
             ("virtio_ring", "depends=virtio"),
         ];
         let modules = modules(&list, &["virtio_blk.ko", "ext4.ko"]);
-        assert_eq!(modules.boot_order("6.1").unwrap().len(), 2);
+        assert_eq!(modules.boot_order().len(), 2);
         assert_eq!(modules.dep_lines().len(), 2);
     }
 

@@ -68,6 +68,11 @@ pub trait Runtime: Send + Sync {
         true
     }
 
+    /// Whether it takes a kernel only as an ELF file, having no boot loader.
+    fn boots_elf_only(&self) -> bool {
+        false
+    }
+
     /// Boots a machine whose directory is prepared: disk, kernel, initramfs and modules disk are in place and nothing
     /// of an earlier run is alive. Returns when the VMM runs; the guest is then still booting.
     ///

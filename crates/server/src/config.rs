@@ -13,7 +13,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use hutch_engine::EngineConfig;
+use hutch_engine::{EngineConfig, Kernels, NamedKernel, RuntimeOptions};
 use serde::{Deserialize, Serialize};
 
 pub use layers::{Entry, Loaded, load};
@@ -33,8 +33,15 @@ pub struct Config {
     pub cache_dir: PathBuf,
     /// The program that runs in guests.
     pub agent: PathBuf,
-    /// A kernel package to use instead of the distribution's newest.
+    /// A kernel package or a kernel to use instead of the distribution's newest.
     pub kernel: Option<PathBuf>,
+    /// The modules of a kernel alone.
+    pub kernel_modules: Option<PathBuf>,
+    /// Words for the command line of every guest's kernel.
+    pub kernel_args: Option<String>,
+    /// Kernels that machines may ask for by name.
+    #[serde(default)]
+    pub kernels: BTreeMap<String, Kernel>,
     /// The API.
     #[serde(default)]
     pub api: Api,
@@ -55,6 +62,18 @@ pub struct Api {
     pub token: Option<Secret>,
 }
 
+/// A kernel that machines may ask for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kernel {
+    /// A kernel package, or a kernel.
+    pub path: PathBuf,
+    /// The modules of a kernel alone.
+    pub modules: Option<PathBuf>,
+    /// Words for its command line.
+    pub args: Option<String>,
+}
+
 /// Runtimes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,6 +84,12 @@ pub struct Runtime {
     pub acceleration: Option<String>,
     /// Whether emulated machines may be made.
     pub allow_emulation: bool,
+    /// The processor that guests see.
+    pub cpu_template: Option<String>,
+    /// Whether the memory of guests is in huge pages.
+    pub huge_pages: bool,
+    /// The host's CPUs that VMMs may run on.
+    pub affinity: Option<Cpus>,
     /// Path of a program, by runtime.
     #[serde(default)]
     pub programs: BTreeMap<String, PathBuf>,
@@ -88,6 +113,51 @@ pub struct Limits {
     pub console_kib: u64,
     /// From power-on to the agent's first answer.
     pub boot_timeout_ms: u64,
+}
+
+/// Numbers of CPUs, written as `0-3,8`, as taskset(1) and cpuset(7) take them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Cpus(Vec<u32>);
+
+impl Cpus {
+    /// The highest number that there can be on Linux (`NR_CPUS`).
+    const HIGHEST: u32 = 8191;
+}
+
+impl std::str::FromStr for Cpus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Cpus, String> {
+        let number = |text: &str| {
+            let number = text.trim().parse::<u32>().ok();
+            number.filter(|number| *number <= Cpus::HIGHEST)
+        };
+        let mut all = std::collections::BTreeSet::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            match (number(first), number(last)) {
+                (Some(first), Some(last)) if first <= last => all.extend(first..=last),
+                _ => return Err(format!("`{part}` names no CPUs")),
+            }
+        }
+        Ok(Cpus(all.into_iter().collect()))
+    }
+}
+
+impl TryFrom<String> for Cpus {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Cpus, String> {
+        text.parse()
+    }
+}
+
+impl From<Cpus> for String {
+    fn from(cpus: Cpus) -> String {
+        let numbers = cpus.0.iter().map(u32::to_string);
+        numbers.collect::<Vec<_>>().join(",")
+    }
 }
 
 /// A text that is shown to nobody: neither by `Debug` nor when the configuration is printed.
@@ -145,9 +215,19 @@ impl Config {
             launcher: self.launcher.clone(),
             agent: self.agent.clone(),
             kernel: self.kernel.clone(),
+            kernels: self.kernels(),
             runtime: self.runtime.default.clone(),
             runtime_programs: self.runtime.programs.clone(),
             acceleration: self.runtime.acceleration.clone(),
+            runtime_options: RuntimeOptions {
+                cpu_template: self.runtime.cpu_template.clone(),
+                huge_pages: self.runtime.huge_pages,
+                affinity: self
+                    .runtime
+                    .affinity
+                    .clone()
+                    .map_or(Vec::new(), |cpus| cpus.0),
+            },
             allow_emulation: self.runtime.allow_emulation,
             max_machines: self.limits.machines,
             memory_overcommit: self.limits.memory_overcommit,
@@ -157,6 +237,31 @@ impl Config {
             console_bytes: self.limits.console_kib << 10,
             boot_timeout_ms: self.limits.boot_timeout_ms,
         }
+    }
+
+    fn kernels(&self) -> Kernels {
+        let words = |text: &Option<String>| {
+            let words = text.as_deref().unwrap_or_default().split_ascii_whitespace();
+            words.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let named = self.kernels.iter().map(|(name, kernel)| {
+            let named = NamedKernel {
+                path: kernel.path.clone(),
+                modules: kernel.modules.clone(),
+                args: words(&kernel.args),
+            };
+            (name.clone(), named)
+        });
+        Kernels {
+            modules: self.kernel_modules.clone(),
+            args: words(&self.kernel_args),
+            named: named.collect(),
+        }
+    }
+
+    /// Where `hutch runtime install` puts programs, and the runtimes look first.
+    pub fn programs_dir(&self) -> PathBuf {
+        self.data_dir.join("programs")
     }
 
     /// The unix socket of the API.

@@ -4,12 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::Modules;
 use crate::error::{Context, Error, Result};
 use crate::params::{Boot, Disk};
 use crate::uevent::Uevents;
 
 /// Time for disks to appear after the modules are loaded. Emulated machines are slow, and nothing is lost by patience.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// There once the driver is, also before there is a disk (Linux, `drivers/base/bus.c`).
+const DRIVER: &str = "/sys/bus/virtio/drivers/virtio_blk";
 /// Serials of the device list.
 const ROOT: &str = "root";
 const MODULES: &str = "modules";
@@ -26,8 +29,18 @@ pub struct Disks {
 /// Finds the disks, waiting for those that were asked for.
 ///
 /// # Errors
-/// [`Error::NoDisk`], naming what there is.
-pub fn find(boot: &Boot) -> Result<Disks> {
+/// [`Error::NoDisk`], naming what there is; [`Error::NoDriver`] at once when waiting is in vain.
+pub fn find(boot: &Boot, modules: &Modules) -> Result<Disks> {
+    let by_node = matches!(boot.root, Some(Disk::Node(_)));
+    if !by_node && !Path::new(DRIVER).exists() {
+        return Err(Error::NoDriver {
+            kernel: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
+            modules: modules.in_words(),
+        });
+    }
     // Subscribed before the first look, so that nothing appears unseen in between.
     let news = Uevents::open().what("listen for devices")?;
     let deadline = Instant::now() + PATIENCE;
@@ -50,6 +63,22 @@ pub fn find(boot: &Boot) -> Result<Disks> {
                 });
             }
             Err(_) => {}
+        }
+    }
+}
+
+impl Modules {
+    fn in_words(&self) -> String {
+        match &self.first {
+            Some(first) => format!(
+                "{} of the {} modules that came with it did not load, first {first}",
+                self.refused, self.listed
+            ),
+            None if self.listed == 0 => "no modules came with it".to_owned(),
+            None => format!(
+                "none of the {} modules that came with it has it",
+                self.listed
+            ),
         }
     }
 }
@@ -124,6 +153,20 @@ mod tests {
         assert_eq!(chosen("", &[("vda", "")]), Some(("/dev/vda".into(), None)));
         assert_eq!(chosen("", &[("vda", "modules")]), None);
         assert_eq!(chosen("", &[]), None);
+    }
+
+    #[test]
+    fn what_became_of_the_modules_is_said() {
+        let mut modules = Modules::default();
+        assert_eq!(modules.in_words(), "no modules came with it");
+        modules.listed = 3;
+        assert!(modules.in_words().starts_with("none of the 3"));
+        modules.refused = 2;
+        modules.first = Some("/lib/modules/virtio.ko: Exec format error".into());
+        assert_eq!(
+            modules.in_words(),
+            "2 of the 3 modules that came with it did not load, first /lib/modules/virtio.ko: Exec format error"
+        );
     }
 
     #[test]

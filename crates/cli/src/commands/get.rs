@@ -53,6 +53,7 @@ fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
         "runtime",
         format!("{}, {}", machine.runtime, isolation(machine.isolation)),
     ));
+    facts.extend(machine.kernel.clone().map(|kernel| ("kernel", kernel)));
     facts.push((
         "size",
         format!(

@@ -1,56 +1,35 @@
-//! `hutch runtime`: nouns and verbs of runtimes.
+//! `hutch runtime`: one file per verb, and one row each here.
+
+mod install;
+mod ls;
 
 use std::process::ExitCode;
 
+use clap::Subcommand;
+
 use super::App;
-use super::get::isolation;
 use crate::error::Error;
 
 /// What can run machines
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  hutch runtime ls")]
+  hutch runtime ls
+  hutch runtime install firecracker")]
 pub struct Args {
     #[command(subcommand)]
     verb: Verb,
 }
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Verb {
-    /// List what can run machines on the server's host
-    #[command(
-        visible_alias = "list",
-        after_help = "Examples:
-  hutch runtime ls
-  hutch runtime ls --json"
-    )]
-    Ls,
+    #[command(visible_alias = "list")]
+    Ls(ls::Args),
+    Install(install::Args),
 }
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, Error> {
-    let Verb::Ls = args.verb;
-    let runtimes = app.client()?.runtimes().await?;
-    app.ui.rows(
-        [
-            "NAME",
-            "USABLE",
-            "VERSION",
-            "ACCELERATION",
-            "ISOLATION",
-            "NOTE",
-        ],
-        &runtimes,
-        |runtime| {
-            let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
-            [
-                runtime.name.clone(),
-                if runtime.usable { "yes" } else { "no" }.to_owned(),
-                or_dash(&runtime.version),
-                or_dash(&runtime.acceleration),
-                isolation(runtime.capabilities.isolation).to_owned(),
-                runtime.reason.clone().unwrap_or_default(),
-            ]
-        },
-    )?;
-    Ok(ExitCode::SUCCESS)
+    match args.verb {
+        Verb::Ls(args) => ls::run(args, app).await,
+        Verb::Install(args) => install::run(args, app).await,
+    }
 }

@@ -6,6 +6,7 @@
 mod fake;
 mod files;
 mod hutch;
+mod installing;
 mod machines;
 mod running;
 mod serving;

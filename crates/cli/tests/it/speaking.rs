@@ -35,7 +35,7 @@ async fn every_command_has_a_line_of_help_and_examples() {
     }
     assert_eq!(
         seen,
-        1 + 16 + 5 + 1,
+        1 + 16 + 5 + 2,
         "commands, verbs of image, verbs of runtime"
     );
 }

@@ -11,7 +11,9 @@ use hutch_contract::exec::{Exec, ExecResult};
 use hutch_contract::image::ImportFormat;
 use hutch_contract::machine::{CreateMachine, Machine, Status};
 use hutch_contract::operation::OperationState;
-use hutch_engine::{Engine, EngineConfig, Error, Item, Principal, Target, inventory};
+use hutch_engine::{
+    Engine, EngineConfig, Error, Item, Kernels, Principal, RuntimeOptions, Target, inventory,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -75,12 +77,14 @@ impl Home {
             agent: programs().join("hutch-agent"),
             // Nothing here boots a kernel, and none must be downloaded.
             kernel: Some("/nowhere/kernel.deb".into()),
+            kernels: Kernels::default(),
             runtime: Some("stub".into()),
             runtime_programs: BTreeMap::from([(
                 "stub".to_owned(),
                 programs().join("hutch-stub-vmm"),
             )]),
             acceleration: None,
+            runtime_options: RuntimeOptions::default(),
             allow_emulation: true,
             max_machines: 100,
             memory_overcommit: 4,

@@ -38,11 +38,12 @@ fn the_distributions_kernel_becomes_a_boot_set_that_stays() {
         has(b"/lib/modules/virtio_ring.ko\n/lib/modules/virtio.ko\n"),
         "the list of modules, in order"
     );
-    match check_ext4(&first.modules_disk) {
+    let modules_disk = first.modules_disk.as_deref().unwrap();
+    match check_ext4(modules_disk) {
         Err(Error::MissingProgram { .. }) => eprintln!("skipped: no e2fsck"),
         outcome => outcome.unwrap(),
     }
-    let fs = Fs::open(File::open(&first.modules_disk).unwrap()).unwrap();
+    let fs = Fs::open(File::open(modules_disk).unwrap()).unwrap();
     let dep = fs
         .resolve(&format!("/{}/modules.dep", first.kernel_release))
         .unwrap();
@@ -140,10 +141,14 @@ fn what_is_no_kernel_package_leaves_nothing() {
     std::fs::write(&agent, "agent").unwrap();
     std::fs::write(&deb, "!<arch>\nnonsense").unwrap();
     let cache = dir.path().join("cache");
-    let error = set(&cache, &agent, &KernelSource::Package(deb.clone())).unwrap_err();
+    let source = |path: &Path| KernelSource::File {
+        path: path.to_owned(),
+        modules: None,
+    };
+    let error = set(&cache, &agent, &source(&deb)).unwrap_err();
     assert_eq!(error.kind(), Kind::Invalid, "{error:?}");
     std::fs::remove_file(&deb).unwrap();
-    let error = set(&cache, &agent, &KernelSource::Package(deb)).unwrap_err();
+    let error = set(&cache, &agent, &source(&deb)).unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound, "{error:?}");
     assert_eq!(std::fs::read_dir(cache.join("kernels")).unwrap().count(), 0);
 }

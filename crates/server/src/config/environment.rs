@@ -78,13 +78,13 @@ impl Environment {
         for key in &KEYS {
             let ours = key.variable();
             // The first name wins: a variable with our prefix is meant for us.
-            let mut names = [Some(ours.as_str()), key.also].into_iter().flatten();
+            let mut names = [ours.as_str()].into_iter().chain(key.also.iter().copied());
             let Some(name) = names.find(|name| self.0.contains_key(*name)) else {
                 continue;
             };
             let text = &self.0[name];
             let value = match &key.shape {
-                Shape::Text | Shape::Word(_) => Some(Value::from(text.clone())),
+                Shape::Text | Shape::Word(_) | Shape::Cpus => Some(Value::from(text.clone())),
                 Shape::Flag => flag(text).map(Value::from),
                 Shape::Number(_) => text.trim().parse::<u64>().ok().map(Value::from),
             };

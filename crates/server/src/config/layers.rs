@@ -262,6 +262,12 @@ fn check(figment: &Figment, key: &Key) -> Result<(), Error> {
             "is another word",
         ),
         Shape::Flag => (value.to_bool().is_some(), "is neither"),
+        Shape::Cpus => (
+            value
+                .as_str()
+                .is_some_and(|text| text.parse::<super::Cpus>().is_ok()),
+            "names no CPUs",
+        ),
         Shape::Number(range) => (
             number().is_some_and(|number| range.contains(&number)),
             "is out of range",

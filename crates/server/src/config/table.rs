@@ -12,6 +12,8 @@ pub(super) enum Shape {
     Flag,
     /// A whole number within bounds.
     Number(RangeInclusive<u64>),
+    /// Numbers of CPUs.
+    Cpus,
 }
 
 impl Shape {
@@ -24,6 +26,7 @@ impl Shape {
             Shape::Number(range) => {
                 format!("a whole number from {} to {}", range.start(), range.end())
             }
+            Shape::Cpus => "numbers of CPUs such as 0-3,8".to_owned(),
         }
     }
 }
@@ -34,8 +37,8 @@ pub(super) struct Key {
     pub path: &'static str,
     /// What its value is.
     pub shape: Shape,
-    /// Another name in the environment, which older systems used.
-    pub also: Option<&'static str>,
+    /// Other names in the environment, which older systems used; the first that is there counts.
+    pub also: &'static [&'static str],
 }
 
 impl Key {
@@ -53,35 +56,44 @@ pub(super) const OTHER_VARIABLES: [&str; 4] =
 /// Names a runtime's program: `HUTCH_RUNTIME_PROGRAMS_QEMU`.
 pub(super) const PROGRAMS_PREFIX: &str = "HUTCH_RUNTIME_PROGRAMS_";
 
-const fn key(path: &'static str, shape: Shape, also: Option<&'static str>) -> Key {
+const fn key(path: &'static str, shape: Shape, also: &'static [&'static str]) -> Key {
     Key { path, shape, also }
 }
 
 /// All of them.
-pub(super) const KEYS: [Key; 16] = [
-    key("listen", Shape::Text, None),
-    key("data_dir", Shape::Text, Some("DATA_DIR")),
-    key("cache_dir", Shape::Text, None),
-    key("agent", Shape::Text, None),
-    key("kernel", Shape::Text, None),
-    key("api.token", Shape::Text, Some("API_TOKEN")),
-    key("runtime.default", Shape::Text, Some("SANDBOX_RUNTIME")),
-    key("runtime.acceleration", Shape::Word(&["kvm", "tcg"]), None),
-    key("runtime.allow_emulation", Shape::Flag, None),
+pub(super) const KEYS: [Key; 21] = [
+    key("listen", Shape::Text, &[]),
+    key("data_dir", Shape::Text, &["DATA_DIR"]),
+    key("cache_dir", Shape::Text, &[]),
+    key("agent", Shape::Text, &[]),
+    key(
+        "kernel",
+        Shape::Text,
+        &["FC_KERNEL", "HYPERFLEET_KERNEL_IMAGE_PATH", "KERNEL_PATH"],
+    ),
+    key("kernel_modules", Shape::Text, &[]),
+    key("kernel_args", Shape::Text, &["HYPERFLEET_KERNEL_ARGS"]),
+    key("api.token", Shape::Text, &["API_TOKEN"]),
+    key("runtime.default", Shape::Text, &["SANDBOX_RUNTIME"]),
+    key("runtime.acceleration", Shape::Word(&["kvm", "tcg"]), &[]),
+    key("runtime.allow_emulation", Shape::Flag, &[]),
+    key("runtime.cpu_template", Shape::Text, &[]),
+    key("runtime.huge_pages", Shape::Flag, &[]),
+    key("runtime.affinity", Shape::Cpus, &[]),
     // A machine's slot is a u16.
     key(
         "limits.machines",
         Shape::Number(1..=65_535),
-        Some("MAX_VMS_PER_HOST"),
+        &["MAX_VMS_PER_HOST"],
     ),
-    key("limits.memory_overcommit", Shape::Number(1..=100), None),
-    key("limits.memory_floor_mib", Shape::Number(0..=1 << 24), None),
-    key("limits.disk_reserve_mib", Shape::Number(0..=1 << 30), None),
-    key("limits.image_max_gib", Shape::Number(1..=16_384), None),
-    key("limits.console_kib", Shape::Number(16..=1 << 20), None),
+    key("limits.memory_overcommit", Shape::Number(1..=100), &[]),
+    key("limits.memory_floor_mib", Shape::Number(0..=1 << 24), &[]),
+    key("limits.disk_reserve_mib", Shape::Number(0..=1 << 30), &[]),
+    key("limits.image_max_gib", Shape::Number(1..=16_384), &[]),
+    key("limits.console_kib", Shape::Number(16..=1 << 20), &[]),
     key(
         "limits.boot_timeout_ms",
         Shape::Number(1_000..=3_600_000),
-        None,
+        &[],
     ),
 ];

@@ -53,7 +53,7 @@ fn the_documented_defaults_are_the_whole_table_and_load() {
             "{} is not documented",
             key.path
         );
-        if let Some(also) = key.also {
+        for also in key.also {
             assert!(DEFAULT_TOML.contains(also), "{also} is not documented");
         }
         if let Shape::Number(range) = &key.shape
@@ -170,6 +170,8 @@ fn the_names_of_older_systems_work_and_give_way_to_ours() {
         ("DATA_DIR", "/old"),
         ("MAX_VMS_PER_HOST", "9"),
         ("SANDBOX_RUNTIME", "qemu"),
+        ("KERNEL_PATH", "/old/vmlinux"),
+        ("HYPERFLEET_KERNEL_ARGS", " loglevel=7  audit=0 "),
     ];
     let loaded_old = loaded(&old);
     let config = &loaded_old.config;
@@ -178,6 +180,9 @@ fn the_names_of_older_systems_work_and_give_way_to_ours() {
     assert_eq!(config.data_dir, Path::new("/old"));
     assert_eq!(config.limits.machines, 9);
     assert_eq!(config.runtime.default.as_deref(), Some("qemu"));
+    let engine = config.engine();
+    assert_eq!(engine.kernel.as_deref(), Some(Path::new("/old/vmlinux")));
+    assert_eq!(engine.kernels.args, ["loglevel=7", "audit=0"]);
     assert_eq!(
         entry(&loaded_old, "listen").1,
         "environment variable API_PORT"
@@ -192,6 +197,66 @@ fn the_names_of_older_systems_work_and_give_way_to_ours() {
     assert_eq!(config.data_dir, Path::new("/new"));
     assert_eq!(config.listen.to_string(), "127.0.0.1:1");
     assert_eq!(config.api.token.unwrap().expose(), "new");
+}
+
+#[test]
+fn each_older_name_of_the_kernel_works() {
+    for name in ["FC_KERNEL", "HYPERFLEET_KERNEL_IMAGE_PATH", "KERNEL_PATH"] {
+        let loaded = loaded(&[(name, "/k")]);
+        assert_eq!(loaded.config.kernel.as_deref(), Some(Path::new("/k")));
+        assert_eq!(
+            entry(&loaded, "kernel").1,
+            format!("environment variable {name}")
+        );
+    }
+}
+
+#[test]
+fn kernels_have_names_paths_and_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    let flags = Flags {
+        config: Some(file.clone()),
+        ..Flags::default()
+    };
+    let text = "[kernels.own]\npath = \"/k/vmlinux\"\nargs = \"a=1 b\"\n\n[kernels.\"6.12\"]\npath = \"/k/x.deb\"\nmodules = \"/m/6.12\"\n";
+    fs::write(&file, text).unwrap();
+    let host = host(dir.path(), &[]);
+    let kernels = load(&flags, &host).unwrap().config.engine().kernels;
+    assert_eq!(kernels.named.len(), 2);
+    assert_eq!(kernels.named["own"].path, Path::new("/k/vmlinux"));
+    assert_eq!(kernels.named["own"].args, ["a=1", "b"]);
+    assert_eq!(
+        kernels.named["6.12"].modules.as_deref(),
+        Some(Path::new("/m/6.12"))
+    );
+    for (text, part) in [
+        ("[kernels.own]\nargs = \"a\"\n", "path"),
+        ("[kernels.own]\npath = \"/k\"\nmodule = \"/m\"\n", "module"),
+    ] {
+        fs::write(&file, text).unwrap();
+        assert!(refusal(&flags, &host).contains(part), "{text}");
+    }
+}
+
+#[test]
+fn cpus_are_written_as_elsewhere() {
+    for (text, expected) in [
+        ("0", &[0][..]),
+        ("0-3,8", &[0, 1, 2, 3, 8]),
+        ("8, 2-3,3", &[2, 3, 8]),
+    ] {
+        let loaded = loaded(&[("HUTCH_RUNTIME_AFFINITY", text)]);
+        assert_eq!(loaded.config.engine().runtime_options.affinity, expected);
+    }
+    assert!(
+        loaded(&[])
+            .config
+            .engine()
+            .runtime_options
+            .affinity
+            .is_empty()
+    );
 }
 
 #[test]
@@ -279,6 +344,12 @@ fn a_bad_value_is_refused_with_its_key_its_origin_and_what_is_allowed() {
             "runtime.allow_emulation",
             &["maybe"][..],
             "true or false",
+        ),
+        (
+            "HUTCH_RUNTIME_AFFINITY",
+            "runtime.affinity",
+            &["3-1", "a", "0,", "-1", "8192", "0-99999999"][..],
+            "such as 0-3,8",
         ),
         (
             "API_PORT",
