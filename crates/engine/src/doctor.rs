@@ -11,6 +11,10 @@ use crate::engine::{images_dir, machines_dir};
 use crate::{EngineConfig, admission};
 
 /// The runtimes, configured.
+#[allow(
+    clippy::needless_update,
+    reason = "a runtime may have a setting before the configuration does"
+)]
 pub(crate) fn runtimes(config: &EngineConfig) -> Runtimes {
     Runtimes::new(|name| RuntimeConfig {
         launcher: config.launcher.clone(),
@@ -22,6 +26,7 @@ pub(crate) fn runtimes(config: &EngineConfig) -> Runtimes {
         huge_pages: config.runtime_options.huge_pages,
         affinity: config.runtime_options.affinity.clone(),
         console_bytes: config.console_bytes,
+        ..RuntimeConfig::default()
     })
 }
 
