@@ -1,9 +1,9 @@
 # What can be done here. The work is in `cargo xtask`; this file finds Rust and a linker, without which that cannot start.
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench fmt lint dev build release rust
+.PHONY: help run test test-lab check bench fmt lint dev build release rust
 
 help: ## Show this
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 run: build ## Build, boot Debian in a microVM, and show its /etc/os-release
 	target/debug/hutch run --embedded --timings debian-base -- cat /etc/os-release
@@ -12,12 +12,15 @@ run: build ## Build, boot Debian in a microVM, and show its /etc/os-release
 # below a closed directory, such as /root, these are built elsewhere.
 ifeq ($(shell id -u),0)
 ifneq ($(shell setpriv --reuid 65534 --regid 65534 --clear-groups test -r '$(CURDIR)/Makefile' && echo reachable),reachable)
-test bench: export CARGO_TARGET_DIR ?= /var/cache/hutch/target
+test test-lab bench: export CARGO_TARGET_DIR ?= /var/cache/hutch/target
 endif
 endif
 
 test: rust ## Install what is missing and run every test
 	cargo xtask test
+
+test-lab: rust ## Run the tests of real guests where KVM is real: in an emulated machine
+	cargo xtask lab
 
 check: rust ## Format, lints, dependencies, house rules
 	cargo xtask check

@@ -7,6 +7,7 @@ mod build;
 mod check;
 mod command;
 mod dependencies;
+mod lab;
 mod setup;
 mod tests;
 mod tidy;
@@ -60,6 +61,8 @@ enum Task {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Test where KVM is real: in an emulated machine with virtualization
+    Lab(lab::Args),
     /// Rewrite golden files after a wanted change
     Bless,
     /// Rebuild and restart `hutch serve` whenever a source file changes
@@ -97,6 +100,7 @@ fn main() -> ExitCode {
         Task::Bench {
             what: Bench::Boot { n, machines, debug },
         } => tests::bench_boot(n, machines, !debug),
+        Task::Lab(args) => lab::run(args),
         Task::Bless => tests::bless(),
         Task::Dev { serve } => build::dev(&serve),
     };

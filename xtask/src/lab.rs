@@ -1,0 +1,205 @@
+//! `cargo xtask lab`: a Debian in an emulated machine whose processor has SVM, so that KVM in it is real. Runtimes that
+//! need KVM are tested there on hosts that have none.
+//!
+//! It emulates everything twice, and is ten to thirty times slower than hardware: only ratios mean anything.
+
+mod load;
+mod machine;
+mod results;
+mod root;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::{Args as ClapArgs, Subcommand};
+
+use crate::command::{self, command};
+use crate::{Result, agent, setup};
+use load::{Load, quoted};
+use machine::Machine;
+use results::Results;
+
+/// What to do in it.
+#[derive(ClapArgs)]
+pub struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
+    /// When its machine is ended, whatever happens
+    #[arg(long, default_value_t = 9, global = true, value_name = "MINUTES")]
+    limit: u64,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Run tests: all that have real guests, or those with one of the words in their names
+    Test {
+        /// Only the runtimes' conformance suite, which little has to be built for
+        #[arg(long)]
+        conformance: bool,
+        /// Parts of names
+        filters: Vec<String>,
+    },
+    /// Run a command with what is built. What it leaves in /out comes to target/lab/out
+    Run {
+        /// A file or directory to bring to /lab/files
+        #[arg(long, value_name = "PATH")]
+        bring: Vec<PathBuf>,
+        /// The command. One word is a script
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Open a shell in it
+    Shell {
+        /// A file or directory to bring to /lab/files
+        #[arg(long, value_name = "PATH")]
+        bring: Vec<PathBuf>,
+    },
+}
+
+/// Does it.
+pub fn run(args: Args) -> Result {
+    let limit = Duration::from_secs(args.limit * 60);
+    setup::run(false)?;
+    let all = What::Test {
+        conformance: false,
+        filters: Vec::new(),
+    };
+    match args.what.unwrap_or(all) {
+        What::Test {
+            conformance,
+            filters,
+        } => test(conformance, &filters, limit),
+        What::Run { bring, command } => {
+            let job = match command.as_slice() {
+                [script] => script.clone(),
+                words => words.iter().map(|word| quoted(word) + " ").collect(),
+            };
+            let code = Lab::new(&[])?
+                .bring(&bring)?
+                .run(&job, limit, &mut |line| println!("{line}"))?;
+            match code {
+                0 => Ok(()),
+                code => Err(format!("the command in the lab ended with {code}").into()),
+            }
+        }
+        What::Shell { bring } => Lab::new(&[])?.bring(&bring)?.shell(),
+    }
+}
+
+fn test(conformance: bool, filters: &[String], limit: Duration) -> Result {
+    if !conformance {
+        agent::build(false)?;
+    }
+    let suites = results::build(conformance)?;
+    let mut lines = Vec::new();
+    for suite in &suites {
+        lines.extend(suite.lines(filters)?);
+    }
+    if lines.is_empty() {
+        return Err("no test has such a name".into());
+    }
+    let programs: Vec<_> = suites.into_iter().map(|suite| suite.program).collect();
+    let lab = Lab::new(&programs)?;
+    lab.load.write("tests", &lines.concat())?;
+    lab.load.write("tests.sh", include_str!("lab/tests.sh"))?;
+    let mut results = Results::new(&lab.load.runtimes);
+    let ran = lab.run("sh /lab/tests.sh", limit, &mut |line| results.take(line));
+    // What was run before the end came counts as well.
+    let finished = results.finish(lines.len());
+    ran.and(finished)
+}
+
+/// One run of it.
+struct Lab {
+    dir: PathBuf,
+    load: Load,
+    root: root::Root,
+    /// Nobody else has the lab meanwhile.
+    _lock: fs::File,
+}
+
+impl Lab {
+    /// Waits for it, and puts together what goes in: programs of ours, and these.
+    fn new(programs: &[PathBuf]) -> Result<Lab> {
+        let cache = cache();
+        let (lab, lock) = root::take(&cache)?;
+        let root = root::root(&lab)?;
+        // Beside the programs, so that these are linked and not copied.
+        let dir = crate::target_dir().join("lab");
+        drop(fs::remove_dir_all(&dir));
+        fs::create_dir_all(&dir)?;
+        Ok(Lab {
+            load: Load::new(&dir, &cache, programs)?,
+            dir,
+            root,
+            _lock: lock,
+        })
+    }
+
+    fn bring(self, files: &[PathBuf]) -> Result<Lab> {
+        for file in files {
+            self.load.file(&std::env::current_dir()?.join(file))?;
+        }
+        Ok(self)
+    }
+
+    /// Runs a script, and returns its exit code.
+    fn run(self, job: &str, limit: Duration, line: &mut dyn FnMut(&str)) -> Result<i32> {
+        let start = Instant::now();
+        let load = self.load.finish(job, false)?;
+        let machine = Machine {
+            root: &self.root,
+            load: &load,
+            dir: &self.dir,
+        };
+        let code = machine.run(start + limit, line)?;
+        unpack(&machine.out(), &self.dir.join("out"))?;
+        eprintln!("lab: {:.0} s", start.elapsed().as_secs_f64());
+        Ok(code)
+    }
+
+    fn shell(self) -> Result {
+        let load = self.load.finish("exec bash -l || exec sh -l", true)?;
+        let machine = Machine {
+            root: &self.root,
+            load: &load,
+            dir: &self.dir,
+        };
+        let settings =
+            command::output(command("stty", ["-g"]).stdin(std::process::Stdio::inherit()))?;
+        command("stty", ["raw", "-echo"]).status()?;
+        let ended = machine.terminal();
+        command("stty", [settings.trim()]).status()?;
+        ended
+    }
+}
+
+/// What the lab left in `/out`.
+fn unpack(tar: &Path, out: &Path) -> Result {
+    fs::create_dir_all(out)?;
+    command::run(
+        command("tar", ["--extract", "--no-same-owner", "--file"])
+            .arg(tar)
+            .current_dir(out),
+    )
+}
+
+/// As `hutch` has it.
+fn cache() -> PathBuf {
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    variable("HUTCH_CACHE_DIR").unwrap_or_else(|| match variable("HOME").filter(|_| !is_root()) {
+        None => "/var/cache/hutch".into(),
+        Some(home) => variable("XDG_CACHE_HOME")
+            .unwrap_or_else(|| home.join(".cache"))
+            .join("hutch"),
+    })
+}
+
+fn is_root() -> bool {
+    command::output(&mut command("id", ["-u"])).is_ok_and(|id| id.trim() == "0")
+}
