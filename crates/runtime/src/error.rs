@@ -86,6 +86,14 @@ pub enum Error {
         /// The deadline.
         seconds: u64,
     },
+    /// It has let so many calls go unanswered that no more are made for a while.
+    #[error("the VMM of {} answers nothing", dir.file_name().unwrap_or_default().display())]
+    Hung {
+        /// The machine's directory.
+        dir: PathBuf,
+        /// Until it is tried again.
+        seconds: u64,
+    },
     /// The VMM refused a command, or answered with nonsense.
     #[error("{command}: {answer}")]
     Monitor {
@@ -121,7 +129,9 @@ impl Error {
                 Kind::Conflict
             }
             Error::Unsupported { .. } => Kind::Unsupported,
-            Error::ProgramMissing { .. } | Error::TooOld { .. } => Kind::Unavailable,
+            Error::ProgramMissing { .. } | Error::TooOld { .. } | Error::Hung { .. } => {
+                Kind::Unavailable
+            }
             Error::Setting { .. } => Kind::Invalid,
             Error::Timeout { .. } => Kind::Timeout,
             Error::Io { source, .. } => match source.kind() {
@@ -144,6 +154,9 @@ impl Error {
             Error::Unproved { dir, .. } => Some(format!(
                 "look who holds {}/run/lock; nothing is killed on doubt",
                 dir.display()
+            )),
+            Error::Hung { seconds, .. } => Some(format!(
+                "it is asked again in {seconds} s; stopping or deleting the machine ends it"
             )),
             _ => None,
         }

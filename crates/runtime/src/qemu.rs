@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use hutch_contract::machine::Isolation;
 use hutch_contract::node::{Capabilities, RuntimeInfo};
 
+use crate::breaker::Breakers;
 use crate::launch::{self, Launch, LaunchUser, Listen};
 use crate::process::{self, Adopted, Process};
 use crate::program::{Program, Wanted};
@@ -39,6 +40,7 @@ const EVENTS_FD: i32 = 5;
 /// See the module.
 pub(crate) struct Qemu {
     config: RuntimeConfig,
+    breakers: Breakers,
     acceleration: Result<Acceleration, String>,
     program: Program,
 }
@@ -49,6 +51,7 @@ impl Qemu {
             acceleration: acceleration::choose(config.acceleration.as_deref()),
             program: Program::new(PROGRAM, &config),
             config,
+            breakers: Breakers::default(),
         }
     }
 
@@ -142,6 +145,7 @@ impl Runtime for Qemu {
     async fn start(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Process, Error> {
         self.program.check().await?;
         let what = self.launch(dir, spec)?;
+        self.breakers.forget(dir);
         qmp::launch(NAME, &self.config, dir, what, READY).await
     }
 
@@ -150,19 +154,23 @@ impl Runtime for Qemu {
     }
 
     async fn stop(&self, dir: &MachineDir) -> Result<(), Error> {
-        qmp::execute(dir, "system_powerdown").await.map(drop)
+        qmp::execute(&self.breakers, dir, "system_powerdown")
+            .await
+            .map(drop)
     }
 
     async fn kill(&self, dir: &MachineDir) -> Result<(), Error> {
-        process::kill(NAME, dir, qmp::judge).await
+        let killed = process::kill(NAME, dir, qmp::judge).await;
+        self.breakers.forget(dir);
+        killed
     }
 
     async fn pause(&self, dir: &MachineDir) -> Result<(), Error> {
-        qmp::execute(dir, "stop").await.map(drop)
+        qmp::execute(&self.breakers, dir, "stop").await.map(drop)
     }
 
     async fn resume(&self, dir: &MachineDir) -> Result<(), Error> {
-        qmp::execute(dir, "cont").await.map(drop)
+        qmp::execute(&self.breakers, dir, "cont").await.map(drop)
     }
 
     async fn channel(&self, dir: &MachineDir) -> Result<Channel, Error> {

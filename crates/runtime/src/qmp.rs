@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
+use crate::breaker::Breakers;
 use crate::launch::{ExitStatus, Launch};
 use crate::process::{Evidence, Process, printable};
 use crate::{Error, MachineDir, RuntimeConfig};
@@ -54,17 +55,25 @@ pub(crate) async fn launch(
 /// Runs one command on a connection of its own: QEMU serves one at a time, the next waits.
 ///
 /// # Errors
-/// [`Error::NotRunning`] when nothing listens, [`Error::Timeout`], [`Error::Monitor`] for a refusal.
-pub(crate) async fn execute(dir: &MachineDir, command: &'static str) -> Result<Value, Error> {
+/// [`Error::NotRunning`] when nothing listens, [`Error::Timeout`], [`Error::Hung`] for a VMM that has been silent
+/// before, [`Error::Monitor`] for a refusal.
+pub(crate) async fn execute(
+    breakers: &Breakers,
+    dir: &MachineDir,
+    command: &'static str,
+) -> Result<Value, Error> {
     let talk = async {
         let mut monitor = Monitor::connect(dir).await?;
         monitor.execute(command).await
     };
-    let done = tokio::time::timeout(COMMAND, talk).await;
-    done.unwrap_or(Err(Error::Timeout {
-        what: command,
-        seconds: COMMAND.as_secs(),
-    }))
+    let done = async {
+        let done = tokio::time::timeout(COMMAND, talk).await;
+        done.unwrap_or(Err(Error::Timeout {
+            what: command,
+            seconds: COMMAND.as_secs(),
+        }))
+    };
+    breakers.guard(dir, done).await
 }
 
 /// A connection to a VMM's monitor. The caller sets deadlines.

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use hutch_contract::machine::Isolation;
 use hutch_contract::node::{Capabilities, RuntimeInfo};
 
+use crate::breaker::Breakers;
 use crate::launch::{self, Launch, LaunchUser, Listen};
 use crate::process::{self, Adopted, Process};
 use crate::qmp;
@@ -25,11 +26,15 @@ const GUEST: &str = "guest";
 /// See the module. `program` is the path of `hutch-stub-vmm`, `agent` that of `hutch-agent`.
 pub(crate) struct Stub {
     config: RuntimeConfig,
+    breakers: Breakers,
 }
 
 impl Stub {
     pub(crate) fn new(config: RuntimeConfig) -> Self {
-        Self { config }
+        Self {
+            config,
+            breakers: Breakers::default(),
+        }
     }
 
     fn launch(&self, spec: &MachineSpec) -> Result<Launch, Error> {
@@ -113,6 +118,7 @@ impl Runtime for Stub {
             }
             _ => {}
         }
+        self.breakers.forget(dir);
         qmp::launch(NAME, &self.config, dir, what, READY).await
     }
 
@@ -121,19 +127,23 @@ impl Runtime for Stub {
     }
 
     async fn stop(&self, dir: &MachineDir) -> Result<(), Error> {
-        qmp::execute(dir, "system_powerdown").await.map(drop)
+        qmp::execute(&self.breakers, dir, "system_powerdown")
+            .await
+            .map(drop)
     }
 
     async fn kill(&self, dir: &MachineDir) -> Result<(), Error> {
-        process::kill(NAME, dir, qmp::judge).await
+        let killed = process::kill(NAME, dir, qmp::judge).await;
+        self.breakers.forget(dir);
+        killed
     }
 
     async fn pause(&self, dir: &MachineDir) -> Result<(), Error> {
-        qmp::execute(dir, "stop").await.map(drop)
+        qmp::execute(&self.breakers, dir, "stop").await.map(drop)
     }
 
     async fn resume(&self, dir: &MachineDir) -> Result<(), Error> {
-        qmp::execute(dir, "cont").await.map(drop)
+        qmp::execute(&self.breakers, dir, "cont").await.map(drop)
     }
 
     async fn channel(&self, dir: &MachineDir) -> Result<Channel, Error> {
