@@ -11,7 +11,7 @@
 //!   exit.json   how the VMM ended
 //!   killed      we wanted it to end
 //!   events.log  ring: what the VMM's event monitor said
-//!   agent.sock qmp.sock
+//!   agent.sock qmp.sock api.sock
 //!   vmm/        the VMM's own: sockets that it makes itself
 //! ```
 

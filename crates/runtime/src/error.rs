@@ -34,6 +34,14 @@ pub enum Error {
         /// A verb and its object, such as `snapshot memory`.
         what: &'static str,
     },
+    /// The host lacks what it needs.
+    #[error("{runtime} cannot be used here: {reason}")]
+    Unusable {
+        /// The runtime.
+        runtime: &'static str,
+        /// What is missing.
+        reason: String,
+    },
     /// The VMM is not installed.
     #[error("{program} not found")]
     ProgramMissing {
@@ -129,9 +137,10 @@ impl Error {
                 Kind::Conflict
             }
             Error::Unsupported { .. } => Kind::Unsupported,
-            Error::ProgramMissing { .. } | Error::TooOld { .. } | Error::Hung { .. } => {
-                Kind::Unavailable
-            }
+            Error::Unusable { .. }
+            | Error::ProgramMissing { .. }
+            | Error::TooOld { .. }
+            | Error::Hung { .. } => Kind::Unavailable,
             Error::Setting { .. } => Kind::Invalid,
             Error::Timeout { .. } => Kind::Timeout,
             Error::Io { source, .. } => match source.kind() {

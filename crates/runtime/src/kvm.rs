@@ -41,6 +41,15 @@ pub(crate) fn usable() -> Result<(), NoKvm> {
     decide(exists, opens, has_virtualization(&flags))
 }
 
+/// For a VMM that can do nothing else. What is configured decides; `Err` says in words why it cannot be used.
+pub(crate) fn required(configured: Option<&str>) -> Result<(), String> {
+    match configured {
+        Some("kvm") => Ok(()),
+        Some(other) => Err(format!("no acceleration {other:?}; there is only kvm")),
+        None => usable().map_err(|because| because.why().to_owned()),
+    }
+}
+
 fn decide(exists: bool, opens: bool, virtualization: bool) -> Result<(), NoKvm> {
     match (exists, opens, virtualization) {
         (_, true, true) => Ok(()),

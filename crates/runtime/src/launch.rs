@@ -26,6 +26,8 @@ const SHIM_STARTS: Duration = Duration::from_secs(10);
 /// A lock that is held an instant only belongs to somebody who looks whether it is held.
 const LOCK_TRIES: u32 = 10;
 const LOCK_AGAIN: Duration = Duration::from_millis(10);
+/// Time for a VMM to end that has dropped a connection.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Time for a VMM to die whose shim is dead.
 const ORPHAN_DIES: Duration = Duration::from_secs(5);
 
@@ -77,8 +79,13 @@ pub(crate) struct Listen {
 pub(crate) struct Monitor {
     /// The number under which the VMM finds it.
     pub(crate) fd: i32,
-    /// Sent to it once.
+    /// Sent to it once; may be empty.
+    #[serde(default)]
     pub(crate) greeting: String,
+    /// Bytes upon which the VMM is killed as soon as it says them there. For one that has no other way to end with
+    /// its guest's reset: that must not depend on a server that may be down.
+    #[serde(default)]
+    pub(crate) ends_on: Option<String>,
 }
 
 /// Who runs: `run/shim.json`, and the good answer of the shim.
@@ -203,6 +210,37 @@ pub(crate) async fn launch(
     launched.await.expect("launching does not panic")
 }
 
+/// Starts a VMM under a shim and waits until `ready` says that it is of use. Nothing is left running after an error.
+#[expect(clippy::too_many_arguments, reason = "all that a start is about")]
+pub(crate) async fn until_ready(
+    runtime: &'static str,
+    config: &RuntimeConfig,
+    dir: &MachineDir,
+    what: Launch,
+    judge: Judge,
+    within: Duration,
+    ready: impl Future<Output = Result<(), Error>>,
+) -> Result<Process, Error> {
+    let process = launch(runtime, config, dir, what, judge).await?;
+    let failed = tokio::select! {
+        biased;
+        report = process.wait() => return Err(Error::Exited { runtime, report }),
+        ready = tokio::time::timeout(within, ready) => match ready {
+            Ok(Ok(())) => return Ok(process),
+            Ok(Err(error)) => error,
+            Err(_) => Error::Timeout { what: "start of the VMM", seconds: within.as_secs() },
+        },
+    };
+    // Most often a connection broke because it ended; then its own words say more than ours.
+    if !matches!(failed, Error::Timeout { .. })
+        && let Ok(report) = tokio::time::timeout(LAST_WORDS, process.wait()).await
+    {
+        return Err(Error::Exited { runtime, report });
+    }
+    process.kill().await?;
+    Err(failed)
+}
+
 /// Ends a shim that gave no good answer, and with it what it may have started.
 async fn end(shim: OwnedFd) {
     let _ = rustix::process::pidfd_send_signal(&shim, Signal::KILL);
@@ -293,9 +331,10 @@ fn spawn(
         MachineDir::EXIT,
         MachineDir::KILLED,
         MachineDir::EVENTS,
-        MachineDir::AGENT_SOCKET,
-        MachineDir::MONITOR_SOCKET,
-    ] {
+    ]
+    .into_iter()
+    .chain(launch.listen.iter().map(|listen| listen.path.as_str()))
+    {
         let path = dir.file(name);
         remove(&path).map_err(Error::io("remove", path))?;
     }

@@ -27,6 +27,7 @@ pub mod table;
 #[cfg(feature = "stub")]
 pub mod stub;
 
+mod cloud_hypervisor;
 mod qemu;
 
 pub use dir::MachineDir;

@@ -64,6 +64,8 @@ pub(crate) struct Evidence {
     pub(crate) events: Vec<u8>,
     /// The last of what the guest's console printed in that run.
     pub(crate) console: Vec<u8>,
+    /// The last of what the VMM itself said in that run.
+    pub(crate) words: Vec<u8>,
 }
 
 /// Says what an end meant that was not our own SIGKILL.
@@ -372,6 +374,7 @@ fn report(dir: &MachineDir, record: &Record, judge: Judge) -> ExitReport {
         .filter(|exit| exit.shim == record.shim)
         .map(|exit| exit.status);
     let ours = exists(&dir.file(MachineDir::KILLED));
+    let words = tail(MachineDir::VMM_LOG, record.vmm_log_from, LAST_WORDS);
     let exit = match status {
         None | Some(ExitStatus::Signal(libc::SIGKILL)) if ours => Exit::Killed,
         None => Exit::Lost,
@@ -379,13 +382,19 @@ fn report(dir: &MachineDir, record: &Record, judge: Judge) -> ExitReport {
             status,
             events: tail(MachineDir::EVENTS, 0, 64 * 1024),
             console: tail(MachineDir::CONSOLE, record.console_from, 8 * 1024),
+            words: words.clone(),
         }),
     };
-    let words = tail(MachineDir::VMM_LOG, record.vmm_log_from, LAST_WORDS);
     ExitReport {
         exit,
         stderr_tail: printable(&words, LAST_WORDS),
     }
+}
+
+/// Whether a console ends with a panic of the kernel. A guest can print this too: it lies about nobody but itself.
+pub(crate) fn panicked(console: &[u8]) -> bool {
+    const WORDS: &[u8] = b"Kernel panic - not syncing";
+    console.windows(WORDS.len()).any(|window| window == WORDS)
 }
 
 fn exists(path: &Path) -> bool {

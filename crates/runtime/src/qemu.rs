@@ -92,6 +92,7 @@ impl Qemu {
             monitor: Some(launch::Monitor {
                 fd: EVENTS_FD,
                 greeting: qmp::GREETING.to_owned(),
+                ends_on: None,
             }),
             open_files: OPEN_FILES,
             console_bytes: self.config.console_bytes,

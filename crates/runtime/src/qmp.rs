@@ -12,13 +12,11 @@ use tokio::net::UnixStream;
 
 use crate::breaker::Breakers;
 use crate::launch::{ExitStatus, Launch};
-use crate::process::{Evidence, Process, printable};
+use crate::process::{Evidence, Process, panicked, printable};
 use crate::{Error, MachineDir, RuntimeConfig};
 
 /// Time for a whole command, connection included. A VMM that is stopped or stuck answers never.
 const COMMAND: Duration = Duration::from_secs(4);
-/// Time for a VMM to end that has dropped a connection.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The longest line that we read; answers to our commands are far below.
 const LINE: u64 = 1024 * 1024;
 /// Makes an event monitor speak.
@@ -32,24 +30,8 @@ pub(crate) async fn launch(
     what: Launch,
     within: Duration,
 ) -> Result<Process, Error> {
-    let process = crate::launch::launch(runtime, config, dir, what, judge).await?;
-    let failed = tokio::select! {
-        biased;
-        report = process.wait() => return Err(Error::Exited { runtime, report }),
-        ready = tokio::time::timeout(within, Monitor::connect(dir)) => match ready {
-            Ok(Ok(_)) => return Ok(process),
-            Ok(Err(error)) => error,
-            Err(_) => Error::Timeout { what: "start of the VMM", seconds: within.as_secs() },
-        },
-    };
-    // Most often the connection broke because it ended; then its own words say more than ours.
-    if !matches!(failed, Error::Timeout { .. })
-        && let Ok(report) = tokio::time::timeout(LAST_WORDS, process.wait()).await
-    {
-        return Err(Error::Exited { runtime, report });
-    }
-    process.kill().await?;
-    Err(failed)
+    let ready = async { Monitor::connect(dir).await.map(drop) };
+    crate::launch::until_ready(runtime, config, dir, what, judge, within, ready).await
 }
 
 /// Runs one command on a connection of its own: QEMU serves one at a time, the next waits.
@@ -162,12 +144,6 @@ pub(crate) fn judge(evidence: &Evidence) -> Exit {
     }
 }
 
-/// A guest can print this too and then reboot: it lies about nobody but itself.
-fn panicked(console: &[u8]) -> bool {
-    const WORDS: &[u8] = b"Kernel panic - not syncing";
-    console.windows(WORDS.len()).any(|window| window == WORDS)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,6 +153,7 @@ mod tests {
             status: ExitStatus::Code(code),
             events: events.as_bytes().to_vec(),
             console: console.as_bytes().to_vec(),
+            words: Vec::new(),
         })
     }
 
@@ -218,6 +195,7 @@ mod tests {
             status: ExitStatus::Signal(11),
             events: shutdown("guest-shutdown").into_bytes(),
             console: Vec::new(),
+            words: Vec::new(),
         });
         assert_eq!(exit, Exit::Signal { signal: 11 });
     }

@@ -113,7 +113,11 @@ fn start() -> Result<(Vmm, Record), Failure> {
     let (console_from, vmm_log_from) = (console.total(), log.total());
     give(&launch)?;
     let events = match events {
-        Some(events) => Some(Source::new(events, ring(MachineDir::EVENTS, EVENTS_BYTES)?)),
+        Some(events) => {
+            let ends_on = launch.monitor.as_ref().and_then(|m| m.ends_on.as_deref());
+            let source = Source::new(events, ring(MachineDir::EVENTS, EVENTS_BYTES)?);
+            Some(source.ending_on(ends_on))
+        }
         None => None,
     };
     let mut child = spawn(&launch, &kept)?;

@@ -68,6 +68,7 @@ impl Stub {
             monitor: Some(launch::Monitor {
                 fd: vmm::EVENTS_FD,
                 greeting: qmp::GREETING.to_owned(),
+                ends_on: None,
             }),
             open_files: 1024,
             console_bytes: self.config.console_bytes,

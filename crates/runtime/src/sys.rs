@@ -1,5 +1,5 @@
-//! What neither std nor rustix offers safely: the steps between fork and exec, signal dispositions, and the time stamp
-//! counter. Everything `unsafe` of this crate is here.
+//! What neither std nor rustix offers safely: the steps between fork and exec, signal dispositions, the time stamp counter
+//! and Landlock's version. Everything `unsafe` of this crate is here.
 #![expect(
     unsafe_code,
     reason = "fork, signal dispositions and rdtsc have no safe interface"
@@ -93,6 +93,15 @@ fn between_fork_and_exec(child: &Child, groups: &[Gid], parent: Pid) -> io::Resu
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
     Ok(())
+}
+
+/// The version of the kernel's Landlock interface; 0 where there is none or it is switched off.
+pub(crate) fn landlock_abi() -> i32 {
+    const VERSION: libc::c_uint = 1;
+    let nothing: *const libc::c_void = std::ptr::null();
+    // SAFETY: with this flag the call takes no memory of ours, makes nothing and only returns a number.
+    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0_usize, VERSION) };
+    i32::try_from(abi).unwrap_or(0).max(0)
 }
 
 /// Lets tasks wait until a descriptor is readable. Within a tokio runtime.

@@ -1,9 +1,11 @@
-//! Copies what a VMM says into rings until it has ended. The VMM never waits for a reader that is not there.
+//! Copies what a VMM says into rings until it has ended. The VMM never waits for a reader that is not there. Some
+//! words end it.
 
 use std::os::fd::OwnedFd;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
+use rustix::process::Signal;
 
 use crate::ring::RingWriter;
 
@@ -14,13 +16,28 @@ const LEFT_IN_PIPE: usize = 1024 * 1024;
 pub(super) struct Source {
     fd: OwnedFd,
     ring: RingWriter,
+    ends_on: Option<Watchword>,
 }
 
 impl Source {
     pub(super) fn new(fd: OwnedFd, ring: RingWriter) -> Self {
         // Fails for no kind of descriptor that comes here; one that blocks would be read only when it is ready.
         let _ = rustix::io::ioctl_fionbio(&fd, true);
-        Self { fd, ring }
+        Self {
+            fd,
+            ring,
+            ends_on: None,
+        }
+    }
+
+    /// The process is to be killed once it has said `word` here.
+    pub(super) fn ending_on(mut self, word: Option<&str>) -> Self {
+        self.ends_on = word.map(Watchword::new);
+        self
+    }
+
+    fn is_final(&self) -> bool {
+        self.ends_on.as_ref().is_some_and(|word| word.heard)
     }
 
     /// Records what is there. `None` when nothing will ever come again.
@@ -31,6 +48,9 @@ impl Source {
                 Ok(length) => {
                     // A full disk costs the words, not the machine.
                     let _ = self.ring.append(&buffer[..length]);
+                    if let Some(word) = &mut self.ends_on {
+                        word.listen(&buffer[..length]);
+                    }
                     return Some(length);
                 }
                 Err(Errno::INTR) => {}
@@ -48,6 +68,32 @@ impl Source {
                 Some(length) => left = left.saturating_sub(length),
             }
         }
+    }
+}
+
+/// Bytes that are waited for in a stream.
+struct Watchword {
+    word: Vec<u8>,
+    /// The end of what was said, for a word that comes in two pieces.
+    last: Vec<u8>,
+    heard: bool,
+}
+
+impl Watchword {
+    fn new(word: &str) -> Self {
+        Self {
+            word: word.as_bytes().to_vec(),
+            last: Vec::new(),
+            heard: false,
+        }
+    }
+
+    fn listen(&mut self, bytes: &[u8]) {
+        self.last.extend_from_slice(bytes);
+        let mut windows = self.last.windows(self.word.len().max(1));
+        self.heard |= windows.any(|window| window == self.word);
+        let kept = self.word.len().saturating_sub(1);
+        self.last.drain(..self.last.len().saturating_sub(kept));
     }
 }
 
@@ -74,9 +120,38 @@ pub(super) fn until_end(sources: &mut [Option<Source>; 3], process: &OwnedFd) {
         for slot in sources.iter_mut().filter(|slot| slot.is_some()) {
             let ready = ready.next().is_some_and(|ready| *ready);
             let ended = |source: &mut Source| source.record(&mut buffer).is_none();
-            if ready && slot.as_mut().is_some_and(ended) {
+            let over = ready && slot.as_mut().is_some_and(ended);
+            if slot.as_ref().is_some_and(Source::is_final) {
+                // What it said is on file before its end is. One that is gone already needs no signal.
+                let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
+            }
+            if over {
                 *slot = None;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_heard_in_pieces_too() {
+        let text = b"{\n  \"event\": \"rebooting\"\n}";
+        for at in 0..text.len() {
+            let mut word = Watchword::new("\"rebooting\"");
+            word.listen(&text[..at]);
+            word.listen(&text[at..]);
+            assert!(word.heard, "{at}");
+            word.listen(b"more");
+            assert!(word.heard);
+        }
+        let mut word = Watchword::new("\"rebooting\"");
+        for _ in 0..3 {
+            word.listen(b"\"rebooted\" rebooting");
+        }
+        assert!(!word.heard);
+        assert!(word.last.len() < word.word.len());
     }
 }

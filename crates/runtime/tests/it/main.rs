@@ -1,6 +1,7 @@
 //! What every runtime must do, on the stub always and on QEMU where there is one.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod cloud_hypervisor;
 mod conformance;
 mod initramfs;
 mod lab;
