@@ -11,6 +11,7 @@ mod supervise;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags};
@@ -32,6 +33,9 @@ const OPEN_FILES: Rlimit = Rlimit {
     current: Some(1024),
     maximum: Some(524_288),
 };
+
+/// That only a reset ends the VMM: what it would take for a power-off is a guest that halts for ever.
+static RESETS: AtomicBool = AtomicBool::new(false);
 
 /// Whether this process is the one that boots the machine.
 pub fn is_wanted() -> bool {
@@ -57,6 +61,8 @@ pub fn run() -> ! {
 fn boot() -> Result<supervise::End> {
     early_mounts()?;
     let cmdline = fs::read_to_string("/proc/cmdline").path("read", "/proc/cmdline")?;
+    // First, since this decides how a boot ends whose parameters are refused.
+    RESETS.store(Boot::resets(&cmdline), Ordering::Relaxed);
     let boot = Boot::parse(&cmdline)?;
     let modules = load_modules()?;
     let disks = disk::find(&boot, &modules)?;
@@ -149,10 +155,22 @@ fn new_state() -> Result<File> {
     Ok(state)
 }
 
+/// Says how the machine is about to end: where a VMM has one way to end, the host tells by these words what was meant.
+fn last_word(word: &str) {
+    say(word);
+    // What is still in the line's buffer at the end is lost.
+    let _ = rustix::termios::tcdrain(rustix::stdio::stderr());
+}
+
 /// Ends the machine. Should the kernel refuse, waiting is better than the panic that returning would be.
 fn power_off() -> ! {
     rustix::fs::sync();
-    let _ = rustix::system::reboot(RebootCommand::PowerOff);
+    let command = match RESETS.load(Ordering::Relaxed) {
+        true => RebootCommand::Restart,
+        false => RebootCommand::PowerOff,
+    };
+    last_word("power off");
+    let _ = rustix::system::reboot(command);
     loop {
         std::thread::sleep(Duration::from_secs(3600));
     }

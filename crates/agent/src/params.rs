@@ -80,6 +80,12 @@ pub struct Boot {
 }
 
 impl Boot {
+    /// `hutch.end=reset`: only a reset ends this VMM, so a power-off has to be one too.
+    pub fn resets(cmdline: &str) -> bool {
+        let mut words = cmdline.split_ascii_whitespace();
+        words.any(|word| word == "hutch.end=reset")
+    }
+
     /// Parses `/proc/cmdline`. Parameters without the prefix `hutch.` belong to others.
     ///
     /// # Errors
@@ -99,6 +105,14 @@ impl Boot {
                 "channel" => boot.channel = value.parse()?,
                 "root" => boot.root = Some(Disk::parse("hutch.root", value)?),
                 "modules" => boot.modules = Some(Disk::parse("hutch.modules", value)?),
+                "end" if value == "reset" => {}
+                "end" => {
+                    return Err(Error::Parameter {
+                        name: "hutch.end",
+                        value: value.to_owned(),
+                        allowed: "reset",
+                    });
+                }
                 "init" if value == "agent" => {}
                 "init" => {
                     return Err(Error::Parameter {
@@ -110,7 +124,7 @@ impl Boot {
                 _ => {
                     return Err(Error::UnknownParameter {
                         word: word.to_owned(),
-                        known: "hutch.channel, hutch.root, hutch.modules, hutch.init",
+                        known: "hutch.channel, hutch.root, hutch.modules, hutch.end, hutch.init",
                     });
                 }
             }
@@ -218,7 +232,7 @@ mod tests {
     #[test]
     fn parameters_of_others_are_ignored_and_ours_are_read() {
         let boot = Boot::parse(
-            "console=ttyS0 quiet hutch.channel=vsock:1024 root=/dev/sda hutch.root=/dev/vdb hutch.init=agent\n",
+            "console=ttyS0 quiet hutch.channel=vsock:1024 root=/dev/sda hutch.root=/dev/vdb hutch.end=reset hutch.init=agent\n",
         )
         .unwrap();
         assert_eq!(boot.channel, Channel::Vsock(1024));
@@ -226,6 +240,13 @@ mod tests {
         assert_eq!(boot.modules, None);
         let boot = Boot::parse("").unwrap();
         assert_eq!(boot.channel, Channel::VirtioSerial("hutch.agent".into()));
+    }
+
+    #[test]
+    fn how_a_machine_ends_is_known_even_when_its_parameters_are_refused() {
+        assert!(Boot::resets("quiet hutch.end=reset hutch.rooot=x"));
+        assert!(!Boot::resets("quiet hutch.end=off hutch.end"));
+        assert!(!Boot::resets(""));
     }
 
     #[test]
@@ -238,6 +259,8 @@ mod tests {
             "hutch.root=vda",
             "hutch.root=serial:",
             "hutch.init=image",
+            "hutch.end=off",
+            "hutch.end",
             "hutch.rooot=serial:root",
         ] {
             assert!(Boot::parse(bad).is_err(), "{bad}");

@@ -89,6 +89,7 @@ impl CloudHypervisor {
             }),
             own: vec![MachineDir::DISK.to_owned()],
             own_dir: true,
+            files: BTreeMap::new(),
             listen: vec![Listen {
                 path: format!("{}/{API_SOCKET}", MachineDir::RUN),
                 fd: API_FD,
@@ -131,7 +132,10 @@ async fn booted(dir: &MachineDir) -> Result<(), Error> {
     let mut follower = Follower::open(&path, 0).map_err(Error::io("open", &path))?;
     let mut text = Vec::new();
     while !events::is_booted(&text) {
-        let more = follower.next(4096).await.map_err(Error::io("read", &path))?;
+        let more = follower
+            .next(4096)
+            .await
+            .map_err(Error::io("read", &path))?;
         text.extend(more.bytes);
     }
     Ok(())

@@ -46,6 +46,9 @@ pub(crate) struct Launch {
     /// Whether it gets the directory [`MachineDir::VMM`] to make its sockets in.
     #[serde(default)]
     pub(crate) own_dir: bool,
+    /// Files that are made for that user, by their paths relative to the machine's directory: their texts.
+    #[serde(default)]
+    pub(crate) files: BTreeMap<String, String>,
     /// Sockets to listen on.
     pub(crate) listen: Vec<Listen>,
     /// A connection whose output is recorded.

@@ -28,6 +28,7 @@ pub mod table;
 pub mod stub;
 
 mod cloud_hypervisor;
+mod firecracker;
 mod qemu;
 
 pub use dir::MachineDir;

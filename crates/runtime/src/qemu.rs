@@ -85,6 +85,7 @@ impl Qemu {
             }),
             own: vec![MachineDir::DISK.to_owned()],
             own_dir: false,
+            files: BTreeMap::new(),
             listen: vec![
                 listen(MachineDir::AGENT_SOCKET, AGENT_FD),
                 listen(MachineDir::MONITOR_SOCKET, MONITOR_FD),

@@ -20,8 +20,10 @@
 
 mod relay;
 
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -164,12 +166,21 @@ fn give(launch: &Launch) -> Result<(), Failure> {
         rustix::fs::mkdir(MachineDir::VMM, Mode::RWXU)
             .map_err(|error| at("make run/vmm")(error.into()))?;
     }
+    for (path, text) in &launch.files {
+        let new = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path);
+        new.and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(at(format!("write {path}")))?;
+    }
     let Some(user) = &launch.user else {
         return Ok(());
     };
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     let own_dir = launch.own_dir.then(|| MachineDir::VMM.to_owned());
-    for path in launch.own.iter().chain(&own_dir) {
+    for path in launch.own.iter().chain(launch.files.keys()).chain(&own_dir) {
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::chownat(CWD, path, Some(uid), Some(gid), flags)
             .map_err(|error| at(format!("give away {path}"))(error.into()))?;

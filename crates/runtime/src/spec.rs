@@ -56,6 +56,12 @@ pub struct RuntimeConfig {
     pub cpu_template: Option<String>,
     /// Back the memory of guests with huge pages of the host, where a VMM can.
     pub huge_pages: bool,
+    /// Give memory that a guest frees back to the host, where a VMM can.
+    pub balloon: bool,
+    /// The most that a guest may read and write on each disk in a second, in bytes, where a VMM can limit it.
+    pub disk_bytes_per_s: Option<u64>,
+    /// The same in operations.
+    pub disk_ops_per_s: Option<u64>,
     /// The host's CPUs that VMMs may run on; empty: all.
     pub affinity: Vec<u32>,
     /// The most bytes of console output kept per machine.

@@ -1,6 +1,7 @@
 //! The runtime for tests: machines are a small process that behaves like a VMM (`stub/vmm.rs`), with the real agent
 //! as its guest. Launch, adoption, confinement and monitor are those of the real runtimes; there is no isolation.
 
+pub mod guest;
 pub mod vmm;
 
 use std::collections::BTreeMap;
@@ -61,6 +62,7 @@ impl Stub {
             }),
             own: vec![GUEST.to_owned()],
             own_dir: false,
+            files: BTreeMap::new(),
             listen: vec![
                 listen(MachineDir::AGENT_SOCKET, vmm::AGENT_FD),
                 listen(MachineDir::MONITOR_SOCKET, vmm::MONITOR_FD),

@@ -80,6 +80,8 @@ fn between_fork_and_exec(child: &Child, groups: &[Gid], parent: Pid) -> io::Resu
     }
     if let Some((uid, gid, _)) = &child.ids {
         let (uid, gid) = (Uid::from_raw(*uid), Gid::from_raw(*gid));
+        // So that it may open it again by name, for VMMs that write their own words to files only.
+        rustix::fs::fchown(rustix::stdio::stderr(), Some(uid), Some(gid))?;
         // After fork there is one thread, so that of the thread is that of the process.
         rustix::thread::set_thread_groups(groups)?;
         rustix::thread::set_thread_res_gid(gid, gid, gid)?;
@@ -100,7 +102,8 @@ pub(crate) fn landlock_abi() -> i32 {
     const VERSION: libc::c_uint = 1;
     let nothing: *const libc::c_void = std::ptr::null();
     // SAFETY: with this flag the call takes no memory of ours, makes nothing and only returns a number.
-    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0_usize, VERSION) };
+    let abi =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0_usize, VERSION) };
     i32::try_from(abi).unwrap_or(0).max(0)
 }
 
@@ -120,6 +123,28 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: it is open, and nothing else in this process owns a number that only the parent knew.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Listens on a vsock port of this guest.
+#[cfg(feature = "stub")]
+pub(crate) fn vsock_listener(port: u32) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let (family, flags) = (AddressFamily::VSOCK, SocketFlags::CLOEXEC);
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    // SAFETY: all-zero is a valid sockaddr_vm.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+    address.svm_port = port;
+    address.svm_cid = libc::VMADDR_CID_ANY;
+    let size = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: pointer and size describe `address`, which outlives the call.
+    match unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) } {
+        0 => rustix::net::listen(&socket, 8)?,
+        _ => return Err(io::Error::last_os_error()),
+    }
+    Ok(socket)
 }
 
 /// The rate of the time stamp counter in kHz, measured once against the raw monotonic clock.

@@ -13,6 +13,10 @@ struct Row {
 /// In order of preference.
 const ROWS: &[Row] = &[
     Row {
+        name: crate::firecracker::NAME,
+        new: |config| Arc::new(crate::firecracker::Firecracker::new(config)),
+    },
+    Row {
         name: crate::cloud_hypervisor::NAME,
         new: |config| Arc::new(crate::cloud_hypervisor::CloudHypervisor::new(config)),
     },

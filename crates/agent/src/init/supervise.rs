@@ -13,7 +13,7 @@ use rustix::mount::{MountFlags, mount_remount};
 use rustix::process::{Pid, WaitOptions, wait};
 use rustix::system::RebootCommand;
 
-use super::power_off;
+use super::{last_word, power_off};
 use crate::REBOOT;
 use crate::agent::GREETED;
 use crate::error::{Context, Error, Result, say};
@@ -132,6 +132,7 @@ pub fn end(end: End) -> ! {
     rustix::fs::sync();
     let _ = mount_remount("/", MountFlags::RDONLY, c"");
     if end == End::Reboot {
+        last_word("reboot");
         let _ = rustix::system::reboot(RebootCommand::Restart);
     }
     power_off()

@@ -41,7 +41,11 @@ pub(super) fn arguments(spec: &MachineSpec, host: Host, has_modules: bool) -> Ve
         add("landlock", "");
     }
     add("cpus", &format!("boot={}", spec.vcpu));
-    let huge = if host.huge_pages { ",hugepages=on,hugepage_size=2M" } else { "" };
+    let huge = if host.huge_pages {
+        ",hugepages=on,hugepage_size=2M"
+    } else {
+        ""
+    };
     add("memory", &format!("size={}M{huge}", spec.memory_mib));
     add("kernel", MachineDir::KERNEL);
     add("initramfs", MachineDir::INITRAMFS);
@@ -82,7 +86,10 @@ fn devices(spec: &MachineSpec, has_modules: bool) -> Vec<(&'static str, String)>
             super::CHANNEL_SOCKET
         ),
     ));
-    all.push(("rng", format!("src=/dev/urandom,id=rng,pci_device_id={RNG}")));
+    all.push((
+        "rng",
+        format!("src=/dev/urandom,id=rng,pci_device_id={RNG}"),
+    ));
     all
 }
 

@@ -64,12 +64,19 @@ fn vmm_that_plays_a_role() {
             stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n\r\n").unwrap();
             continue;
         }
-        let state = if role == "created" { "Created" } else { "Running" };
+        let state = if role == "created" {
+            "Created"
+        } else {
+            "Running"
+        };
         let body = match path.as_str() {
             "/api/v1/vm.info" => format!(r#"{{"config":{{}},"state":"{state}"}}"#),
             _ => String::new(),
         };
-        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
         stream.write_all(answer.as_bytes()).unwrap();
         match path.as_str() {
             "/api/v1/vm.power-button" => {
@@ -147,7 +154,10 @@ async fn a_guest_that_powers_off_and_a_kill_are_told_apart() {
     lab.runtime.kill(&lab.dir).await.unwrap();
     assert_eq!(process.wait().await.exit, Exit::Killed);
     let paused = lab.runtime.pause(&lab.dir).await;
-    assert!(matches!(paused, Err(Error::NotRunning { .. })), "{paused:?}");
+    assert!(
+        matches!(paused, Err(Error::NotRunning { .. })),
+        "{paused:?}"
+    );
 }
 
 #[tokio::test]
@@ -184,7 +194,10 @@ async fn an_old_vmm_is_refused_with_the_way_to_a_new_one() {
     let program = lab.dir.file("vmm.sh");
     std::fs::write(&program, "#!/bin/sh\necho cloud-hypervisor v51.2\n").unwrap();
     let error = refused(&lab).await;
-    assert_eq!(error.to_string(), "cloud-hypervisor 51.2.0 is older than 52.0.0");
+    assert_eq!(
+        error.to_string(),
+        "cloud-hypervisor 51.2.0 is older than 52.0.0"
+    );
     let hint = error.hint().unwrap();
     assert_eq!(hint, "hutch runtime install cloud-hypervisor");
     assert!(!lab.dir.file("run/shim.json").exists());

@@ -20,6 +20,9 @@ macro_rules! promises {
         mod qemu { $(#[tokio::test] async fn $name() {
             if let Some(lab) = super::Lab::new("qemu").await { super::$name(lab).await; }
         })* }
+        mod firecracker { $(#[tokio::test] async fn $name() {
+            if let Some(lab) = super::Lab::new("firecracker").await { super::$name(lab).await; }
+        })* }
     };
 }
 

@@ -7,18 +7,26 @@ use std::path::{Path, PathBuf};
 /// What a guest is booted with.
 pub struct BootSet {
     pub kernel: PathBuf,
+    /// The same unpacked, for VMMs that have no boot loader.
+    pub elf: PathBuf,
     pub initramfs: Vec<u8>,
 }
 
 /// In the order in which they must be loaded.
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 13] = [
     "virtio_ring.ko",
     "virtio.ko",
     "virtio_mmio.ko",
+    "virtio_pci_modern_dev.ko",
+    "virtio_pci_legacy_dev.ko",
+    "virtio_pci.ko",
     "virtio_console.ko",
     "failover.ko",
     "net_failover.ko",
     "virtio_net.ko",
+    "vsock.ko",
+    "vmw_vsock_virtio_transport_common.ko",
+    "vmw_vsock_virtio_transport.ko",
 ];
 
 const INIT: &str = r#"#!/bin/sh
@@ -27,6 +35,13 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 for module in /modules/*.ko; do insmod $module; done
 echo "guest boots"
+words="$(cat /proc/cmdline)"
+case "$words" in
+    *hutch.channel=vsock:*)
+        port=${words#*hutch.channel=vsock:}
+        exec /bin/door guest ${port%% *} /serve
+        ;;
+esac
 # The device's name is its own affair; there is one port.
 port=
 until [ -c "$port" ]; do
@@ -36,27 +51,42 @@ until [ -c "$port" ]; do
 done
 exec 3<>$port
 while :; do
-    while read -r command argument <&3; do
-        case $command in
-            ping) echo "pong $argument" >&3 ;;
-            print) echo "$argument" ;;
-            flood)
-                yes "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde" | head -c $((argument * 1024))
-                echo done >&3
-                ;;
-            reach)
-                ip link set eth0 up
-                ip addr add 10.0.2.15/24 dev eth0
-                ip route add default via 10.0.2.2
-                if nc -w 3 $argument </dev/null; then echo reached >&3; else echo unreachable >&3; fi
-                ;;
-            poweroff) poweroff -f ;;
-            reboot) reboot -f ;;
-            panic) echo c >/proc/sysrq-trigger ;;
-        esac
-    done
+    /serve <&3 >&3
     # Nobody is connected.
     sleep 0.05
+done
+"#;
+
+/// Reads commands from its input and answers on its output.
+const SERVE: &str = r#"#!/bin/sh
+while read -r command argument; do
+    case $command in
+        ping) echo "pong $argument" ;;
+        print) echo "$argument" >/dev/console ;;
+        flood)
+            yes "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde" | head -c $((argument * 1024)) >/dev/console
+            echo done
+            ;;
+        reach)
+            ip link set eth0 up
+            ip addr add 10.0.2.15/24 dev eth0
+            ip route add default via 10.0.2.2
+            if nc -w 3 $argument </dev/null >/dev/null; then echo reached; else echo unreachable; fi
+            ;;
+        # As our PID 1 does it.
+        poweroff)
+            if grep -q hutch.end=reset /proc/cmdline; then
+                echo "<0>hutch: power off" >/dev/kmsg
+                reboot -f
+            fi
+            poweroff -f
+            ;;
+        reboot)
+            echo "<0>hutch: reboot" >/dev/kmsg
+            reboot -f
+            ;;
+        panic) echo c >/proc/sysrq-trigger ;;
+    esac
 done
 "#;
 
@@ -72,13 +102,31 @@ pub fn boot_set() -> Option<BootSet> {
     archive.add("bin/busybox", 0o100_755, &busybox);
     archive.add("bin/sh", 0o120_777, b"busybox");
     archive.add("init", 0o100_755, INIT.as_bytes());
+    archive.add("serve", 0o100_755, SERVE.as_bytes());
+    let door = std::fs::read(env!("CARGO_BIN_EXE_hutch-stub-vmm")).ok()?;
+    archive.add("bin/door", 0o100_755, &door);
+    for dir in ["lib", "lib/x86_64-linux-gnu", "lib64"] {
+        archive.add(dir, 0o040_755, b"");
+    }
+    // What the door is linked with.
+    for library in [
+        "lib64/ld-linux-x86-64.so.2",
+        "lib/x86_64-linux-gnu/libc.so.6",
+        "lib/x86_64-linux-gnu/libm.so.6",
+        "lib/x86_64-linux-gnu/libgcc_s.so.1",
+    ] {
+        let content = std::fs::read(Path::new("/").join(library)).ok()?;
+        archive.add(library, 0o100_755, &content);
+    }
     for (n, module) in MODULES.iter().enumerate() {
         let content = std::fs::read(modules.join(module)).ok()?;
-        archive.add(&format!("modules/{n}.ko"), 0o100_644, &content);
+        // In the order of a listing.
+        archive.add(&format!("modules/{n:02}.ko"), 0o100_644, &content);
     }
     archive.add("TRAILER!!!", 0, b"");
     Some(BootSet {
-        kernel: Path::new(&kernel).to_owned(),
+        elf: kernel.with_file_name("vmlinux"),
+        kernel,
         initramfs: archive.bytes,
     })
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use hutch_runtime::ring::{Follower, RingReader};
 use hutch_runtime::table::Runtimes;
-use hutch_runtime::{Adopted, Channel, MachineDir, MachineSpec, Nic, Runtime, RuntimeConfig, User};
+use hutch_runtime::{
+    Adopted, Channel, Error, MachineDir, MachineSpec, Nic, Runtime, RuntimeConfig, User,
+};
 use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
@@ -50,17 +52,23 @@ impl Lab {
         let path = files.path().join("m".repeat(120));
         std::fs::create_dir(&path).unwrap();
         let dir = MachineDir::new(path);
-        if name == "qemu" {
+        if runtime.boots_kernel() {
             let info = runtime.probe().await;
-            let Some(boot) = initramfs::boot_set().filter(|_| info.usable) else {
+            let wanted = |boot: initramfs::BootSet| {
+                let is_elf = name == "firecracker";
+                let kernel = if is_elf { boot.elf } else { boot.kernel };
+                kernel.is_file().then_some((kernel, boot.initramfs))
+            };
+            let boot = initramfs::boot_set().and_then(wanted);
+            let Some((kernel, initramfs)) = boot.filter(|_| info.usable) else {
                 println!(
-                    "skipped: QEMU ({}), a kernel in HUTCH_TEST_KERNEL and its modules in HUTCH_TEST_MODULES are needed",
+                    "skipped: {name} ({}), a kernel in HUTCH_TEST_KERNEL and its modules in HUTCH_TEST_MODULES are needed",
                     info.reason.as_deref().unwrap_or("installed")
                 );
                 return None;
             };
-            std::fs::copy(boot.kernel, dir.file(MachineDir::KERNEL)).unwrap();
-            std::fs::write(dir.file(MachineDir::INITRAMFS), &boot.initramfs).unwrap();
+            std::fs::copy(kernel, dir.file(MachineDir::KERNEL)).unwrap();
+            std::fs::write(dir.file(MachineDir::INITRAMFS), &initramfs).unwrap();
             let disk = std::fs::File::create(dir.file(MachineDir::DISK)).unwrap();
             disk.set_len(1 << 20).unwrap();
         } else {
@@ -99,8 +107,19 @@ impl Lab {
 
     /// A conversation with the guest, which may still be booting.
     pub async fn guest(&self) -> Guest {
-        let (Channel::Wire(stream) | Channel::Connection(stream)) =
-            self.runtime.channel(&self.dir).await.unwrap();
+        let opened = async {
+            loop {
+                match self.runtime.channel(&self.dir).await {
+                    Ok(Channel::Wire(stream) | Channel::Connection(stream)) => return stream,
+                    // Nobody listens in a guest that is still booting.
+                    Err(Error::Timeout { .. }) => {}
+                    Err(error) => panic!("{error}; {}", self.last_words()),
+                }
+            }
+        };
+        let Ok(stream) = tokio::time::timeout(GENEROUS, opened).await else {
+            panic!("no channel; {}", self.last_words());
+        };
         let mut guest = Guest(BufReader::new(stream));
         // A guest that has not opened its end yet may lose what was sent before.
         let up = async {

@@ -1,0 +1,209 @@
+//! Firecracker: a VMM for KVM alone, confined by its own seccomp filters. What it is told is in `firecracker/config.rs`,
+//! what its end meant in `firecracker/end.rs`.
+//!
+//! It has no power-off: a guest that powers off halts, and its VMM goes on; only a reset ends it. So our PID 1 is told
+//! `hutch.end=reset`.
+
+mod config;
+mod end;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use hutch_contract::machine::Isolation;
+use hutch_contract::node::{Capabilities, RuntimeInfo};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::api::Api;
+use crate::breaker::Breakers;
+use crate::launch::{self, Launch, LaunchUser};
+use crate::process::{self, Adopted, Process};
+use crate::program::{Program, Wanted};
+use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
+use crate::{kvm, vsock};
+use config::Places;
+
+/// The runtime's name.
+pub(crate) const NAME: &str = "firecracker";
+const PROGRAM: Wanted = Wanted {
+    name: "firecracker",
+    install: "hutch runtime install firecracker",
+    // The first that lets restored machines choose where their vsock's socket is.
+    oldest: (1, 16, 1),
+};
+/// Time until the guest runs.
+const READY: Duration = Duration::from_secs(10);
+/// The most descriptors that it may have open: some for each device and vCPU, one for each connection to the guest, of
+/// which it takes 1023.
+const OPEN_FILES: u64 = 2048;
+/// Its API, and the way to the guest's vsock, among its own files.
+const API_SOCKET: &str = "api.sock";
+const CHANNEL_SOCKET: &str = "vsock.sock";
+/// Where things are without a jail.
+const PLACES: Places = Places {
+    own: "run/vmm/",
+    log: Some("/proc/self/fd/2"),
+};
+
+/// See the module.
+pub(crate) struct Firecracker {
+    config: RuntimeConfig,
+    breakers: Breakers,
+    program: Program,
+    /// Or why not.
+    kvm: Result<(), String>,
+}
+
+impl Firecracker {
+    pub(crate) fn new(config: RuntimeConfig) -> Self {
+        Self {
+            breakers: Breakers::default(),
+            program: Program::new(PROGRAM, &config),
+            kvm: kvm::required(config.acceleration.as_deref()),
+            config,
+        }
+    }
+
+    fn launch(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Launch, Error> {
+        let has_modules = dir.file(MachineDir::MODULES).is_file();
+        let mut argv = vec![self.program.text(NAME)?];
+        argv.extend(config::arguments(spec, PLACES));
+        let text = config::text(spec, &self.config, PLACES, has_modules);
+        Ok(Launch {
+            argv,
+            env: BTreeMap::new(),
+            user: spec.user.map(|user| LaunchUser {
+                uid: user.uid,
+                gid: user.gid,
+                groups: launch::group_of_device(kvm::DEVICE, user),
+            }),
+            own: vec![MachineDir::DISK.to_owned()],
+            own_dir: true,
+            files: BTreeMap::from([(format!("{}{}", PLACES.own, config::FILE), text)]),
+            listen: Vec::new(),
+            monitor: None,
+            open_files: OPEN_FILES,
+            console_bytes: self.config.console_bytes,
+        })
+    }
+
+    fn api<'a>(&'a self, dir: &'a MachineDir) -> Api<'a> {
+        Api::new(dir, MachineDir::VMM, API_SOCKET, "", &self.breakers)
+    }
+
+    /// Waits until the guest runs. The API answers only when all is made.
+    async fn ready(&self, dir: &MachineDir) -> Result<(), Error> {
+        #[derive(Deserialize)]
+        struct Info {
+            state: String,
+        }
+        let info: Info = self.api(dir).ready("/").await?;
+        match info.state.as_str() {
+            "Running" => Ok(()),
+            state => Err(Error::Monitor {
+                command: "/",
+                answer: process::printable(state.as_bytes(), 64),
+            }),
+        }
+    }
+
+    /// Refuses what it could only refuse less clearly.
+    fn check_kernel(dir: &MachineDir) -> Result<(), Error> {
+        let path = dir.file(MachineDir::KERNEL);
+        let mut magic = [0; 4];
+        let read = std::fs::File::open(&path).and_then(|mut kernel| kernel.read_exact(&mut magic));
+        read.map_err(Error::io("read", &path))?;
+        match &magic {
+            b"\x7fELF" => Ok(()),
+            _ => Err(Error::Unusable {
+                runtime: NAME,
+                reason: "the kernel is no ELF file".to_owned(),
+            }),
+        }
+    }
+}
+
+#[async_trait]
+impl Runtime for Firecracker {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    async fn probe(&self) -> RuntimeInfo {
+        let mut info = RuntimeInfo {
+            name: NAME.to_owned(),
+            usable: false,
+            reason: None,
+            hint: None,
+            version: None,
+            path: None,
+            acceleration: Some("kvm".to_owned()),
+            capabilities: self.capabilities(),
+        };
+        self.program.probe(&mut info).await;
+        // Where that is missing, no program helps.
+        if let Err(reason) = &self.kvm {
+            info.usable = false;
+            info.reason = Some(reason.clone());
+            info.hint = None;
+        }
+        info
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            isolation: Isolation::Hardware,
+            pause: true,
+            memory_snapshot: false,
+            live_resize: false,
+        }
+    }
+
+    async fn start(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Process, Error> {
+        self.program.check().await?;
+        self.kvm.clone().map_err(|reason| Error::Unusable {
+            runtime: NAME,
+            reason,
+        })?;
+        Self::check_kernel(dir)?;
+        let what = self.launch(dir, spec)?;
+        self.breakers.forget(dir);
+        let ready = self.ready(dir);
+        launch::until_ready(NAME, &self.config, dir, what, end::judge, READY, ready).await
+    }
+
+    async fn adopt(&self, dir: &MachineDir) -> Result<Adopted, Error> {
+        process::adopt(NAME, dir, end::judge).await
+    }
+
+    /// By ctrl-alt-del, which a guest without a keyboard driver does not see.
+    async fn stop(&self, dir: &MachineDir) -> Result<(), Error> {
+        let action = json!({"action_type": "SendCtrlAltDel"});
+        self.api(dir).put("/actions", &action).await
+    }
+
+    async fn kill(&self, dir: &MachineDir) -> Result<(), Error> {
+        let killed = process::kill(NAME, dir, end::judge).await;
+        self.breakers.forget(dir);
+        killed
+    }
+
+    async fn pause(&self, dir: &MachineDir) -> Result<(), Error> {
+        self.api(dir)
+            .patch("/vm", &json!({"state": "Paused"}))
+            .await
+    }
+
+    async fn resume(&self, dir: &MachineDir) -> Result<(), Error> {
+        self.api(dir)
+            .patch("/vm", &json!({"state": "Resumed"}))
+            .await
+    }
+
+    async fn channel(&self, dir: &MachineDir) -> Result<Channel, Error> {
+        vsock::connect(dir, MachineDir::VMM, CHANNEL_SOCKET).await
+    }
+}
