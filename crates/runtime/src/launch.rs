@@ -214,7 +214,6 @@ pub(crate) async fn launch(
 }
 
 /// Starts a VMM under a shim and waits until `ready` says that it is of use. Nothing is left running after an error.
-#[expect(clippy::too_many_arguments, reason = "all that a start is about")]
 pub(crate) async fn until_ready(
     runtime: &'static str,
     config: &RuntimeConfig,
