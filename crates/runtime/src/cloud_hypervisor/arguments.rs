@@ -3,7 +3,7 @@
 
 use super::{API_FD, EVENTS_FD};
 use crate::vsock::{GUEST_CID, PORT};
-use crate::{MachineDir, MachineSpec, Nic};
+use crate::{MachineDir, MachineSpec, Nic, RuntimeConfig};
 
 /// Changes with the devices that a guest sees, or their places: saved device states fit only the same list.
 #[expect(dead_code, reason = "states are not saved yet")]
@@ -15,18 +15,18 @@ const MODULES: u8 = 2;
 // 3 is kept for the network card.
 const CHANNEL: u8 = 4;
 const RNG: u8 = 5;
+const BALLOON: u8 = 6;
 
 /// What changes the command line besides the machine.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Host {
+#[derive(Clone, Copy)]
+pub(super) struct Host<'a> {
     /// The kernel has the Landlock that the VMM asks for.
     pub(super) landlock: bool,
-    /// Guests' memory is to come from huge pages.
-    pub(super) huge_pages: bool,
+    pub(super) config: &'a RuntimeConfig,
 }
 
 /// Everything after the program's name.
-pub(super) fn arguments(spec: &MachineSpec, host: Host, has_modules: bool) -> Vec<String> {
+pub(super) fn arguments(spec: &MachineSpec, host: Host<'_>, has_modules: bool) -> Vec<String> {
     let mut all = Vec::new();
     let mut add = |option: &str, value: &str| {
         all.push(format!("--{option}"));
@@ -41,7 +41,7 @@ pub(super) fn arguments(spec: &MachineSpec, host: Host, has_modules: bool) -> Ve
         add("landlock", "");
     }
     add("cpus", &format!("boot={}", spec.vcpu));
-    let huge = if host.huge_pages {
+    let huge = if host.config.huge_pages {
         ",hugepages=on,hugepage_size=2M"
     } else {
         ""
@@ -54,19 +54,24 @@ pub(super) fn arguments(spec: &MachineSpec, host: Host, has_modules: bool) -> Ve
     add("serial", "tty");
     // On by default, and on standard output too.
     add("console", "off");
-    for (option, value) in devices(spec, has_modules) {
+    for (option, value) in devices(spec, host.config, has_modules) {
         add(option, &value);
     }
     all
 }
 
 /// The devices that a guest sees. Each has its place, so that one that is missing moves no other.
-fn devices(spec: &MachineSpec, has_modules: bool) -> Vec<(&'static str, String)> {
+fn devices(
+    spec: &MachineSpec,
+    config: &RuntimeConfig,
+    has_modules: bool,
+) -> Vec<(&'static str, String)> {
+    let limits = limits(config);
     // The format is said: found out by the VMM it would be the guest's choice (GHSA-jmr4-g2hv-mjj6), and guests could not
     // write their first sector.
     let disk = |file: &str, name: &str, place: u8, readonly: &str| {
         let value = format!(
-            "path={file},image_type=raw,readonly={readonly},serial={name},id={name},pci_device_id={place}"
+            "path={file},image_type=raw,readonly={readonly},serial={name},id={name},pci_device_id={place}{limits}"
         );
         ("disk", value)
     };
@@ -90,7 +95,24 @@ fn devices(spec: &MachineSpec, has_modules: bool) -> Vec<(&'static str, String)>
         "rng",
         format!("src=/dev/urandom,id=rng,pci_device_id={RNG}"),
     ));
+    if config.balloon {
+        all.push((
+            "balloon",
+            format!(
+                "size=0,deflate_on_oom=on,free_page_reporting=on,id=balloon,pci_device_id={BALLOON}"
+            ),
+        ));
+    }
     all
+}
+
+/// The most that a disk does in a second.
+fn limits(config: &RuntimeConfig) -> String {
+    let limit = |name: &str, most: Option<u64>| match most {
+        Some(most) => format!(",{name}_size={most},{name}_refill_time=1000"),
+        None => String::new(),
+    };
+    limit("bw", config.disk_bytes_per_s) + &limit("ops", config.disk_ops_per_s)
 }
 
 /// The kernel's command line.
@@ -120,10 +142,9 @@ fn kernel_line(spec: &MachineSpec, has_modules: bool) -> String {
 mod tests {
     use super::*;
 
-    const HOST: Host = Host {
-        landlock: true,
-        huge_pages: false,
-    };
+    fn arguments_on(landlock: bool, config: &RuntimeConfig, has_modules: bool) -> Vec<String> {
+        arguments(&spec(), Host { landlock, config }, has_modules)
+    }
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -139,7 +160,7 @@ mod tests {
 
     #[test]
     fn the_command_line_of_devices_version_1() {
-        let all = arguments(&spec(), HOST, true);
+        let all = arguments_on(true, &RuntimeConfig::default(), true);
         let expected = "\
 --api-socket|fd=3
 --event-monitor|fd=4
@@ -161,22 +182,35 @@ mod tests {
 
     #[test]
     fn a_device_that_is_missing_moves_no_other() {
-        let with = devices(&spec(), true);
-        let without = devices(&spec(), false);
-        assert_eq!(without.len(), with.len() - 1);
+        let with = RuntimeConfig {
+            balloon: true,
+            ..RuntimeConfig::default()
+        };
+        let with = devices(&spec(), &with, true);
+        let without = devices(&spec(), &RuntimeConfig::default(), false);
+        assert_eq!(without.len(), with.len() - 2);
         assert!(without.iter().all(|device| with.contains(device)));
     }
 
     #[test]
-    fn a_host_without_landlock_or_with_huge_pages_is_told_apart() {
-        let host = Host {
-            landlock: false,
+    fn a_host_is_told_apart_by_what_it_has_and_gives() {
+        let config = RuntimeConfig {
             huge_pages: true,
+            balloon: true,
+            disk_bytes_per_s: Some(1 << 20),
+            disk_ops_per_s: Some(100),
+            ..RuntimeConfig::default()
         };
-        let all = arguments(&spec(), host, false);
+        let all = arguments_on(false, &config, false);
         assert!(!all.contains(&"--landlock".to_owned()), "{all:?}");
-        let memory = "size=256M,hugepages=on,hugepage_size=2M".to_owned();
-        assert!(all.contains(&memory), "{all:?}");
         assert!(!all.join(" ").contains("modules"), "{all:?}");
+        let limits = "bw_size=1048576,bw_refill_time=1000,ops_size=100,ops_refill_time=1000";
+        for part in [
+            "--memory size=256M,hugepages=on,hugepage_size=2M ",
+            &format!(",id=root,pci_device_id=1,{limits} "),
+            "--balloon size=0,deflate_on_oom=on,free_page_reporting=on,id=balloon,pci_device_id=6",
+        ] {
+            assert!(all.join(" ").contains(part), "{part} in {all:?}");
+        }
     }
 }

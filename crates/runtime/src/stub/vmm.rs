@@ -3,7 +3,7 @@
 //! How it misbehaves is told by `stub.json` in the machine's directory:
 //! `{"start": "run" | "hang" | "crash" | {"exit_code": N}, "agent": "real" | "lines" | "silent" | "garbage" | "none"}`.
 //! The guest `lines` needs no agent: it reads commands as lines from its channel (`ping WORD`, `print TEXT`,
-//! `flood KIB`, `poweroff`, `reboot`, `panic`), as the initramfs of the conformance tests does in real machines.
+//! `flood KIB`, `poweroff`, `reboot`, `reset`, `panic`), as the initramfs of the conformance tests does in real machines.
 //!
 //! An agent that exits with 0 has powered off, with [`REBOOT`] it wants a reboot, with [`USAGE`] it is the wrong one;
 //! otherwise it is started again, as PID 1 of a guest would.
@@ -292,7 +292,7 @@ async fn serve_lines(stream: UnixStream, machine: Arc<Machine>) -> io::Result<()
                 stream.write_all(b"done\n").await?;
             }
             "poweroff" => machine.end("guest-shutdown"),
-            "reboot" => machine.end("guest-reset"),
+            "reboot" | "reset" => machine.end("guest-reset"),
             "panic" => {
                 println("Kernel panic - not syncing: stub");
                 machine.end("guest-reset")

@@ -1,7 +1,7 @@
 //! A Cloud Hypervisor that hangs, dies, lies or resets its guest: a script that this test program plays the VMM for.
 
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -10,7 +10,7 @@ use hutch_contract::error::Kind;
 use hutch_contract::machine::Exit;
 use hutch_runtime::{Adopted, Error, RuntimeConfig, table::Runtimes};
 
-use crate::lab::{CONSOLE_BYTES, Lab, alive};
+use crate::lab::{CONSOLE_BYTES, GENEROUS, Lab, alive};
 
 /// How the VMM below behaves; the test that it is does nothing without it.
 const PLAY: &str = "HUTCH_TEST_PLAY";
@@ -192,11 +192,11 @@ async fn a_vmm_that_lies_is_not_believed() {
 async fn an_old_vmm_is_refused_with_the_way_to_a_new_one() {
     let lab = lab("").await;
     let program = lab.dir.file("vmm.sh");
-    std::fs::write(&program, "#!/bin/sh\necho cloud-hypervisor v51.2\n").unwrap();
+    std::fs::write(&program, "#!/bin/sh\necho cloud-hypervisor v52.0\n").unwrap();
     let error = refused(&lab).await;
     assert_eq!(
         error.to_string(),
-        "cloud-hypervisor 51.2.0 is older than 52.0.0"
+        "cloud-hypervisor 52.0.0 is older than 53.0.0"
     );
     let hint = error.hint().unwrap();
     assert_eq!(hint, "hutch runtime install cloud-hypervisor");
@@ -221,4 +221,53 @@ async fn without_kvm_nothing_is_started() {
     assert!(matches!(error, Error::Unusable { .. }), "{error}");
     assert_eq!(error.kind(), Kind::Unavailable);
     assert!(!lab.dir.file("run/shim.json").exists());
+}
+
+/// With `reboot=t` the kernel faults in handling a fault in handling a fault.
+#[tokio::test]
+async fn a_triple_fault_ends_the_real_vmm() {
+    let Some(mut lab) = Lab::new("cloud-hypervisor").await else {
+        return;
+    };
+    lab.spec.kernel_args.push("reboot=t".into());
+    let process = lab.start().await;
+    lab.guest().await.say("reboot").await;
+    let report = tokio::time::timeout(GENEROUS, process.wait())
+        .await
+        .unwrap();
+    assert_eq!(report.exit, Exit::Reboot);
+}
+
+/// What confines the files that it can reach is in no file of `/proc`: it is seen by asking for another one.
+#[tokio::test]
+async fn the_real_vmm_reaches_only_its_own_files() {
+    let Some(lab) = Lab::new("cloud-hypervisor").await else {
+        return;
+    };
+    if let Some(hint) = lab.runtime.probe().await.hint {
+        println!("skipped: {hint}");
+        return;
+    }
+    lab.start().await;
+    let foreign = lab.dir.file("foreign.img");
+    std::fs::write(&foreign, [0; 4096]).unwrap();
+    std::fs::set_permissions(&foreign, PermissionsExt::from_mode(0o666)).unwrap();
+    let body = r#"{"path":"foreign.img","readonly":true,"image_type":"Raw"}"#;
+    // Shorter than the address of a socket may be.
+    let dir = std::fs::File::open(lab.dir.file("run")).unwrap();
+    let api = format!("/proc/self/fd/{}/api.sock", dir.as_fd().as_raw_fd());
+    let mut api = UnixStream::connect(api).unwrap();
+    let head = format!(
+        "PUT /api/v1/vm.add-disk HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    api.write_all(head.as_bytes()).unwrap();
+    api.write_all(body.as_bytes()).unwrap();
+    let mut answer = vec![0; 4096];
+    let length = api.read(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+    assert!(
+        answer.contains("foreign.img") && answer.contains("Permission denied"),
+        "{answer}"
+    );
 }

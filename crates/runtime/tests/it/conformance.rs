@@ -1,5 +1,6 @@
 //! The same promises of every runtime.
 
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -22,6 +23,9 @@ macro_rules! promises {
         })* }
         mod firecracker { $(#[tokio::test] async fn $name() {
             if let Some(lab) = super::Lab::new("firecracker").await { super::$name(lab).await; }
+        })* }
+        mod cloud_hypervisor { $(#[tokio::test] async fn $name() {
+            if let Some(lab) = super::Lab::new("cloud-hypervisor").await { super::$name(lab).await; }
         })* }
     };
 }
@@ -190,6 +194,8 @@ async fn ends_are_told_apart(lab: Lab) {
     for (words, exit) in [
         ("poweroff", Exit::PowerOff),
         ("reboot", Exit::Reboot),
+        // Behind PID 1's back.
+        ("reset", Exit::Reboot),
         ("panic", Exit::Panic),
     ] {
         let process = lab.start().await;
@@ -277,10 +283,56 @@ async fn the_console_is_bounded_and_blocks_nobody(lab: Lab) {
     );
 }
 
+/// What a runtime's VMM may have.
+struct Needs {
+    /// Sockets that it inherits, from 3 on.
+    sockets: u32,
+    /// What it has opened itself.
+    opened: &'static [&'static str],
+    /// Descriptors of its shim.
+    shim: usize,
+    /// Files of `run` besides those of all.
+    run: &'static [&'static str],
+    /// Of the directory `run`, when the VMM has a user of its own.
+    run_mode: u32,
+}
+
+fn needs(runtime: &str) -> Needs {
+    // The disk, the connections to monitor and channel, and the loop's own.
+    let opened: &[&str] = match runtime {
+        "qemu" => &["disk.raw", "socket", "anon_inode", "kvm"],
+        // The console once more, and the initramfs, which it leaves open.
+        "cloud-hypervisor" => &[
+            "disk.raw",
+            "initramfs",
+            "kernel",
+            "kvm",
+            "urandom",
+            "pipe",
+            "socket",
+            "anon_inode",
+        ],
+        _ => &["socket", "anon_inode"],
+    };
+    let sockets = |sockets, run, run_mode| Needs {
+        sockets,
+        opened,
+        shim: 10,
+        run,
+        run_mode,
+    };
+    match runtime {
+        "cloud-hypervisor" => sockets(2, &["run/api.sock"], 0o711),
+        _ => sockets(3, &["run/agent.sock", "run/qmp.sock"], 0o700),
+    }
+}
+
 async fn the_vmm_has_only_what_it_needs(lab: Lab) {
     let process = lab.start().await;
     lab.guest().await.ping("up").await;
     let pid = process.pid();
+    let name = lab.runtime.name();
+    let needs = needs(name);
 
     assert_eq!(status(pid, "NoNewPrivs"), "1");
     assert_eq!(status(pid, "PPid"), process.shim_pid().unwrap().to_string());
@@ -304,35 +356,44 @@ async fn the_vmm_has_only_what_it_needs(lab: Lab) {
             status(pid, "Gid"),
             [user.gid.to_string().as_str(); 4].join("\t")
         );
-        assert_eq!(status(pid, "Groups"), "");
+        let kvm = std::fs::metadata("/dev/kvm").map(|kvm| kvm.gid().to_string());
+        let groups = status(pid, "Groups");
+        assert!(groups.is_empty() || Ok(groups) == kvm.map_err(drop));
         assert_eq!(status(pid, "CapPrm"), "0000000000000000");
         assert_eq!(status(pid, "CapEff"), "0000000000000000");
     } else {
         println!("skipped: user, groups and capabilities, which change for root only");
     }
 
-    let name = lab.runtime.name();
-    if name == "qemu" {
-        assert_eq!(status(pid, "Seccomp"), "2");
+    match name {
+        "qemu" => assert_eq!(status(pid, "Seccomp"), "2"),
+        // Filters are each thread's own; the first one only waits for the others.
+        "cloud-hypervisor" => {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+            let threads = threads.map(|thread| thread.unwrap().file_name().into_string().unwrap());
+            let others: Vec<u32> = threads
+                .map(|thread| thread.parse().unwrap())
+                .filter(|thread| *thread != pid)
+                .collect();
+            assert!(others.len() >= 4, "{others:?}");
+            for thread in others {
+                assert_eq!(status(thread, "Seccomp"), "2", "{}", status(thread, "Name"));
+            }
+        }
+        _ => {}
     }
     let all = descriptors(pid);
-    let agreed: Vec<_> = all
-        .iter()
-        .take(6)
-        .map(|(n, kind)| (*n, kind.as_str()))
-        .collect();
-    let sockets = [(3, "socket"), (4, "socket"), (5, "socket")];
-    assert_eq!(agreed[..3], [(0, "null"), (1, "pipe"), (2, "pipe")]);
-    assert_eq!(agreed[3..], sockets);
-    // The rest it has opened itself: its disk, the connections to its monitor and channel, and the loop's own.
-    let known = match name {
-        "qemu" => vec!["disk.raw", "socket", "anon_inode"],
-        _ => vec!["socket", "anon_inode"],
-    };
+    let mut agreed = vec![(0, "null"), (1, "pipe"), (2, "pipe")];
+    agreed.extend((0..needs.sockets).map(|n| (3 + n, "socket")));
+    let first = all.iter().take(agreed.len());
+    let first: Vec<_> = first.map(|(n, kind)| (*n, kind.as_str())).collect();
+    assert_eq!(first, agreed);
     let foreign: Vec<_> = all
         .iter()
-        .skip(6)
-        .filter(|(_, kind)| !known.contains(&kind.as_str()))
+        .skip(agreed.len())
+        .filter(|(_, kind)| {
+            !kind.starts_with("anon_inode:kvm-") && !needs.opened.contains(&kind.as_str())
+        })
         .collect();
     assert!(foreign.is_empty(), "{foreign:?} of {all:?}");
 
@@ -355,9 +416,8 @@ async fn the_vmm_has_only_what_it_needs(lab: Lab) {
             .all(|(_, kind)| known.contains(&kind.as_str())),
         "{shim:?}"
     );
-    assert_eq!(shim.len(), 10, "{shim:?}");
+    assert_eq!(shim.len(), needs.shim, "{shim:?}");
 
-    use std::os::unix::fs::PermissionsExt;
     let mode = |name: &str| {
         std::fs::metadata(lab.dir.file(name))
             .unwrap()
@@ -365,14 +425,10 @@ async fn the_vmm_has_only_what_it_needs(lab: Lab) {
             .mode()
             & 0o777
     };
-    assert_eq!(mode("run"), 0o700);
-    for file in [
-        "run/agent.sock",
-        "run/qmp.sock",
-        "run/lock",
-        "run/shim.json",
-        "console.log",
-    ] {
+    let run_mode = if is_root() { needs.run_mode } else { 0o700 };
+    assert_eq!(mode("run"), run_mode);
+    let of_all = ["run/lock", "run/shim.json", "console.log"];
+    for file in of_all.iter().chain(needs.run) {
         assert_eq!(mode(file), 0o600, "{file}");
     }
 }

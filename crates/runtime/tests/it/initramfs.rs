@@ -85,6 +85,7 @@ while read -r command argument; do
             echo "<0>hutch: reboot" >/dev/kmsg
             reboot -f
             ;;
+        reset) echo b >/proc/sysrq-trigger ;;
         panic) echo c >/proc/sysrq-trigger ;;
     esac
 done
