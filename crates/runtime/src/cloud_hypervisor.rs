@@ -90,6 +90,8 @@ impl CloudHypervisor {
             }),
             own: vec![MachineDir::DISK.to_owned()],
             own_dir: true,
+            changes_user: false,
+            links: Vec::new(),
             files: BTreeMap::new(),
             listen: vec![Listen {
                 path: format!("{}/{API_SOCKET}", MachineDir::RUN),

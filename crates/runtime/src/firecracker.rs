@@ -1,11 +1,12 @@
 //! Firecracker: a VMM for KVM alone, confined by its own seccomp filters. What it is told is in `firecracker/config.rs`,
-//! what its end meant in `firecracker/end.rs`.
+//! what its end meant in `firecracker/end.rs`, how it is jailed in `firecracker/jail.rs`.
 //!
 //! It has no power-off: a guest that powers off halts, and its VMM goes on; only a reset ends it. So our PID 1 is told
 //! `hutch.end=reset`.
 
 mod config;
 mod end;
+mod jail;
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -24,7 +25,7 @@ use crate::process::{self, Adopted, Process};
 use crate::program::{Program, Wanted};
 use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
 use crate::{kvm, vsock};
-use config::Places;
+use jail::{Jail, Place};
 
 /// The runtime's name.
 pub(crate) const NAME: &str = "firecracker";
@@ -42,12 +43,6 @@ const OPEN_FILES: u64 = 2048;
 /// Its API, and the way to the guest's vsock, among its own files.
 const API_SOCKET: &str = "api.sock";
 const CHANNEL_SOCKET: &str = "vsock.sock";
-/// Where things are without a jail.
-const PLACES: Places = Places {
-    own: "run/vmm/",
-    log: Some("/proc/self/fd/2"),
-};
-
 /// See the module.
 pub(crate) struct Firecracker {
     config: RuntimeConfig,
@@ -69,11 +64,31 @@ impl Firecracker {
 
     fn launch(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Launch, Error> {
         let has_modules = dir.file(MachineDir::MODULES).is_file();
-        let mut argv = vec![self.program.text(NAME)?];
-        argv.extend(config::arguments(spec, PLACES));
-        let text = config::text(spec, &self.config, PLACES, has_modules);
+        let jail = match (&self.config.jailer, spec.user) {
+            (Some(jailer), Some(user)) => Some(Jail::new(jailer, &self.program.path()?, user)?),
+            _ => None,
+        };
+        let (place, own, argv, links) = match &jail {
+            Some(jail) => (
+                Place::JAIL,
+                jail.root.as_str(),
+                jail.argv(),
+                jail.links(has_modules),
+            ),
+            None => (
+                Place::SHIM,
+                MachineDir::VMM,
+                vec![
+                    self.program.text(NAME)?,
+                    "--id".to_owned(),
+                    config::id(spec),
+                ],
+                Vec::new(),
+            ),
+        };
+        let text = config::text(spec, &self.config, place, has_modules);
         Ok(Launch {
-            argv,
+            argv: argv.into_iter().chain(config::arguments(place)).collect(),
             env: BTreeMap::new(),
             user: spec.user.map(|user| LaunchUser {
                 uid: user.uid,
@@ -82,7 +97,9 @@ impl Firecracker {
             }),
             own: vec![MachineDir::DISK.to_owned()],
             own_dir: true,
-            files: BTreeMap::from([(format!("{}{}", PLACES.own, config::FILE), text)]),
+            changes_user: jail.is_some(),
+            links,
+            files: BTreeMap::from([(format!("{own}/{}", config::FILE), text)]),
             listen: Vec::new(),
             monitor: None,
             open_files: OPEN_FILES,
@@ -90,8 +107,8 @@ impl Firecracker {
         })
     }
 
-    fn api<'a>(&'a self, dir: &'a MachineDir) -> Api<'a> {
-        Api::new(dir, MachineDir::VMM, API_SOCKET, "", &self.breakers)
+    fn api<'a>(&'a self, dir: &'a MachineDir, own: &'a str) -> Api<'a> {
+        Api::new(dir, own, API_SOCKET, "", &self.breakers)
     }
 
     /// Waits until the guest runs. The API answers only when all is made.
@@ -100,7 +117,8 @@ impl Firecracker {
         struct Info {
             state: String,
         }
-        let info: Info = self.api(dir).ready("/").await?;
+        let own = own(dir)?;
+        let info: Info = self.api(dir, &own).ready("/").await?;
         match info.state.as_str() {
             "Running" => Ok(()),
             state => Err(Error::Monitor {
@@ -126,10 +144,24 @@ impl Firecracker {
     }
 }
 
+/// Where the VMM of this run has its sockets: beside its configuration.
+fn own(dir: &MachineDir) -> Result<String, Error> {
+    let launch: Option<Launch> = launch::read_json(&dir.file(MachineDir::LAUNCH));
+    let file = launch.and_then(|launch| launch.files.into_keys().next());
+    let own = file.and_then(|file| Some(file.rsplit_once('/')?.0.to_owned()));
+    own.ok_or_else(|| Error::NotRunning {
+        dir: dir.path().to_owned(),
+    })
+}
+
 #[async_trait]
 impl Runtime for Firecracker {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn boots_elf_only(&self) -> bool {
+        true
     }
 
     async fn probe(&self) -> RuntimeInfo {
@@ -182,7 +214,7 @@ impl Runtime for Firecracker {
     /// By ctrl-alt-del, which a guest without a keyboard driver does not see.
     async fn stop(&self, dir: &MachineDir) -> Result<(), Error> {
         let action = json!({"action_type": "SendCtrlAltDel"});
-        self.api(dir).put("/actions", &action).await
+        self.api(dir, &own(dir)?).put("/actions", &action).await
     }
 
     async fn kill(&self, dir: &MachineDir) -> Result<(), Error> {
@@ -192,18 +224,25 @@ impl Runtime for Firecracker {
     }
 
     async fn pause(&self, dir: &MachineDir) -> Result<(), Error> {
-        self.api(dir)
-            .patch("/vm", &json!({"state": "Paused"}))
-            .await
+        let own = own(dir)?;
+        let api = self.api(dir, &own);
+        api.patch("/vm", &json!({"state": "Paused"})).await?;
+        // After a pause alone the vsock is dead for ever: resuming makes the device wait until the guest has seen that
+        // its connections were reset, which is told it only when a snapshot is taken (#6100; so it is in 1.16.1). Taking
+        // one is what tells it, and that this one cannot be written comes later.
+        let nowhere = json!({"snapshot_path": ".", "mem_file_path": "."});
+        match api.put("/snapshot/create", &nowhere).await {
+            Ok(()) | Err(Error::Monitor { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn resume(&self, dir: &MachineDir) -> Result<(), Error> {
-        self.api(dir)
-            .patch("/vm", &json!({"state": "Resumed"}))
-            .await
+        let state = json!({"state": "Resumed"});
+        self.api(dir, &own(dir)?).patch("/vm", &state).await
     }
 
     async fn channel(&self, dir: &MachineDir) -> Result<Channel, Error> {
-        vsock::connect(dir, MachineDir::VMM, CHANNEL_SOCKET).await
+        vsock::connect(dir, &own(dir)?, CHANNEL_SOCKET).await
     }
 }

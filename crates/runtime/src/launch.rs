@@ -46,6 +46,13 @@ pub(crate) struct Launch {
     /// Whether it gets the directory [`MachineDir::VMM`] to make its sockets in.
     #[serde(default)]
     pub(crate) own_dir: bool,
+    /// That it begins as we are and changes to that user by itself: a jailer. Then the directory stays ours.
+    #[serde(default)]
+    pub(crate) changes_user: bool,
+    /// Further names of files, with directories on the way where they are missing: old and new ones, relative to the
+    /// machine's directory.
+    #[serde(default)]
+    pub(crate) links: Vec<(String, String)>,
     /// Files that are made for that user, by their paths relative to the machine's directory: their texts.
     #[serde(default)]
     pub(crate) files: BTreeMap<String, String>,

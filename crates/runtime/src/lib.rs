@@ -116,7 +116,8 @@ pub trait Runtime: Send + Sync {
     /// Stops execution; memory stays.
     async fn pause(&self, dir: &MachineDir) -> Result<(), Error>;
 
-    /// Goes on after `pause`.
+    /// Goes on after `pause`. A [`Channel::Connection`] that was open then may be lost without a sign of it: open
+    /// another.
     async fn resume(&self, dir: &MachineDir) -> Result<(), Error>;
 
     /// Writes device state and memory of a paused machine to the directory `into`.

@@ -85,6 +85,8 @@ impl Qemu {
             }),
             own: vec![MachineDir::DISK.to_owned()],
             own_dir: false,
+            changes_user: false,
+            links: Vec::new(),
             files: BTreeMap::new(),
             listen: vec![
                 listen(MachineDir::AGENT_SOCKET, AGENT_FD),

@@ -166,6 +166,12 @@ fn give(launch: &Launch) -> Result<(), Failure> {
         rustix::fs::mkdir(MachineDir::VMM, Mode::RWXU)
             .map_err(|error| at("make run/vmm")(error.into()))?;
     }
+    for (old, new) in &launch.links {
+        let parent = Path::new(new).parent().unwrap_or(Path::new(""));
+        std::fs::create_dir_all(parent)
+            .and_then(|()| std::fs::hard_link(old, new))
+            .map_err(at(format!("link {old} to {new}")))?;
+    }
     for (path, text) in &launch.files {
         let new = File::options()
             .write(true)
@@ -179,7 +185,7 @@ fn give(launch: &Launch) -> Result<(), Failure> {
         return Ok(());
     };
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    let own_dir = launch.own_dir.then(|| MachineDir::VMM.to_owned());
+    let own_dir = (launch.own_dir && !launch.changes_user).then(|| MachineDir::VMM.to_owned());
     for path in launch.own.iter().chain(launch.files.keys()).chain(&own_dir) {
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::chownat(CWD, path, Some(uid), Some(gid), flags)
@@ -251,6 +257,7 @@ fn spawn(launch: &Launch, kept: &[OwnedFd]) -> Result<std::process::Child, Failu
             ids: launch
                 .user
                 .as_ref()
+                .filter(|_| !launch.changes_user)
                 .map(|user| (user.uid, user.gid, user.groups.clone())),
             limits: vec![(Resource::Core, 0), (Resource::Nofile, launch.open_files)],
         },

@@ -56,6 +56,8 @@ pub struct RuntimeConfig {
     pub cpu_template: Option<String>,
     /// Back the memory of guests with huge pages of the host, where a VMM can.
     pub huge_pages: bool,
+    /// Firecracker's jailer, when its machines are to run in it; only when the server is root.
+    pub jailer: Option<PathBuf>,
     /// Give memory that a guest frees back to the host, where a VMM can.
     pub balloon: bool,
     /// The most that a guest may read and write on each disk in a second, in bytes, where a VMM can limit it.

@@ -62,6 +62,8 @@ impl Stub {
             }),
             own: vec![GUEST.to_owned()],
             own_dir: false,
+            changes_user: false,
+            links: Vec::new(),
             files: BTreeMap::new(),
             listen: vec![
                 listen(MachineDir::AGENT_SOCKET, vmm::AGENT_FD),

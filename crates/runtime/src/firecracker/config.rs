@@ -4,6 +4,7 @@
 
 use serde::Serialize;
 
+use super::jail::Place;
 use super::{API_SOCKET, CHANNEL_SOCKET};
 use crate::vsock::{GUEST_CID, PORT};
 use crate::{MachineDir, MachineSpec, Nic, RuntimeConfig};
@@ -12,40 +13,20 @@ use crate::{MachineDir, MachineSpec, Nic, RuntimeConfig};
 #[expect(dead_code, reason = "states are not saved yet")]
 pub(super) const DEVICES_VERSION: u32 = 1;
 
-/// Where things are for the VMM.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Places {
-    /// Before the names of its own files, with a slash at its end; empty in a jail, which has nothing else.
-    pub(super) own: &'static str,
-    /// Where what it says about itself goes; in a jail there is no such place, and its standard output has to do.
-    pub(super) log: Option<&'static str>,
-}
-
-/// The configuration's name among its own files.
+/// The configuration's name among the VMM's own files.
 pub(super) const FILE: &str = "config.json";
 
-/// Everything after the program's name.
-pub(super) fn arguments(spec: &MachineSpec, places: Places) -> Vec<String> {
-    let own = |name: &str| format!("{}{name}", places.own);
-    let mut all = vec!["--id".to_owned(), id(spec)];
-    all.extend(jailed_arguments(own(API_SOCKET), own(FILE)));
-    if let Some(log) = places.log {
-        all.extend(["--log-path".to_owned(), log.to_owned()]);
-    }
-    all
-}
-
-fn jailed_arguments(socket: String, config: String) -> [String; 6] {
+/// Everything after the program's name and the machine's.
+pub(super) fn arguments(place: Place) -> Vec<String> {
+    let own = |name: &str| format!("{}{name}", place.own);
+    let (socket, config) = (own(API_SOCKET), own(FILE));
+    let mut all = vec!["--api-sock", &socket, "--config-file", &config];
     // Lower levels say something for each access of the guest that means nothing.
-    [
-        "--api-sock",
-        &socket,
-        "--config-file",
-        &config,
-        "--level",
-        "Error",
-    ]
-    .map(str::to_owned)
+    all.extend(["--level", "Error"]);
+    if let Some(log) = place.log {
+        all.extend(["--log-path", log]);
+    }
+    all.into_iter().map(str::to_owned).collect()
 }
 
 /// Its name for a machine: letters, digits and `-`, at most 64.
@@ -147,7 +128,7 @@ struct Balloon {
 pub(super) fn text(
     spec: &MachineSpec,
     config: &RuntimeConfig,
-    places: Places,
+    place: Place,
     has_modules: bool,
 ) -> String {
     let limiter = RateLimiter::new(config);
@@ -184,7 +165,7 @@ pub(super) fn text(
         drives,
         vsock: Vsock {
             guest_cid: GUEST_CID,
-            uds_path: format!("{}{CHANNEL_SOCKET}", places.own),
+            uds_path: format!("{}{CHANNEL_SOCKET}", place.own),
         },
         entropy: Entropy {},
         balloon: config.balloon.then_some(Balloon {
@@ -231,11 +212,6 @@ mod tests {
 
     use super::*;
 
-    const PLACES: Places = Places {
-        own: "run/vmm/",
-        log: Some("/proc/self/fd/2"),
-    };
-
     fn spec() -> MachineSpec {
         MachineSpec {
             id: "mch-1".into(),
@@ -249,7 +225,7 @@ mod tests {
     }
 
     fn config(config: &RuntimeConfig, has_modules: bool) -> Value {
-        serde_json::from_str(&text(&spec(), config, PLACES, has_modules)).unwrap()
+        serde_json::from_str(&text(&spec(), config, Place::SHIM, has_modules)).unwrap()
     }
 
     #[test]
@@ -304,11 +280,13 @@ mod tests {
 
     #[test]
     fn the_command_line_names_nothing_absolute_but_the_log() {
-        let all = arguments(&spec(), PLACES).join(" ");
         assert_eq!(
-            all,
-            "--id hab12-7 --api-sock run/vmm/api.sock --config-file run/vmm/config.json --level Error \
-             --log-path /proc/self/fd/2"
+            arguments(Place::SHIM).join(" "),
+            "--api-sock run/vmm/api.sock --config-file run/vmm/config.json --level Error --log-path /proc/self/fd/2"
+        );
+        assert_eq!(
+            arguments(Place::JAIL).join(" "),
+            "--api-sock api.sock --config-file config.json --level Error"
         );
     }
 

@@ -16,7 +16,7 @@ use crate::initramfs;
 
 /// Far longer than anything takes here; a test that waits this long has failed.
 pub const GENEROUS: Duration = Duration::from_secs(50);
-pub const CONSOLE_BYTES: u64 = 64 * 1024;
+pub const CONSOLE_BYTES: u64 = 16 * 1024;
 const STUB_PROGRAM: &str = env!("CARGO_BIN_EXE_hutch-stub-vmm");
 
 /// A machine that ends with the test.
@@ -91,6 +91,25 @@ impl Lab {
             },
             _files: files,
         })
+    }
+
+    /// A machine of Firecracker in its jailer.
+    pub async fn jailed() -> Option<Self> {
+        let mut lab = Self::new("firecracker").await?;
+        let program = lab.runtime.probe().await.path.unwrap();
+        let jailer = Path::new(&program).with_file_name("jailer");
+        if !jailer.is_file() || !is_root() {
+            println!("skipped: {} and root are needed", jailer.display());
+            return None;
+        }
+        let jailed = Runtimes::new(|_| RuntimeConfig {
+            launcher: STUB_PROGRAM.into(),
+            jailer: Some(jailer.clone()),
+            console_bytes: CONSOLE_BYTES,
+            ..RuntimeConfig::default()
+        });
+        lab.runtime = jailed.get("firecracker").unwrap().clone();
+        Some(lab)
     }
 
     pub fn behave(&self, behaviour: &str) {

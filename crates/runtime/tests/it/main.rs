@@ -3,6 +3,7 @@
 
 mod cloud_hypervisor;
 mod conformance;
+mod firecracker;
 mod initramfs;
 mod lab;
 mod proof;
