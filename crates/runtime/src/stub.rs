@@ -1,6 +1,7 @@
 //! The runtime for tests: machines are a small process that behaves like a VMM (`stub/vmm.rs`), with the real agent
 //! as its guest. Launch, adoption, confinement and monitor are those of the real runtimes; there is no isolation.
 
+pub mod liar;
 pub mod vmm;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use hutch_contract::machine::Isolation;
 use hutch_contract::node::{Capabilities, RuntimeInfo};
 
 use crate::breaker::Breakers;
+use crate::cgroup::Limits;
 use crate::launch::{self, Launch, LaunchUser, Listen};
 use crate::process::{self, Adopted, Process};
 use crate::qmp;
@@ -20,6 +22,9 @@ use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
 /// The runtime's name.
 pub(crate) const NAME: &str = "stub";
 const READY: Duration = Duration::from_secs(3);
+/// Its guests are processes of the host: they need room for what they do there.
+const OVERHEAD_MIB: u32 = 512;
+const TASKS: u32 = 4096;
 /// The guest's root directory, in the machine's.
 const GUEST: &str = "guest";
 
@@ -70,6 +75,8 @@ impl Stub {
                 greeting: qmp::GREETING.to_owned(),
             }),
             open_files: 1024,
+            cgroup: Some(Limits::new(spec, &self.config, OVERHEAD_MIB, TASKS)),
+            affinity: self.config.affinity.clone(),
             console_bytes: self.config.console_bytes,
         })
     }

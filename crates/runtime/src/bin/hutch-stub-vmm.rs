@@ -1,4 +1,5 @@
-//! The VMM and the launcher of tests: `hutch-stub-vmm vmm AGENT` and `hutch-stub-vmm shim`. No part of a release.
+//! The VMM and the launcher of tests: `hutch-stub-vmm vmm AGENT`, `hutch-stub-vmm lie HOW WHERE` and
+//! `hutch-stub-vmm shim`. No part of a release.
 
 use std::process::ExitCode;
 
@@ -8,6 +9,7 @@ fn main() -> ExitCode {
     match command.as_deref().and_then(|command| command.to_str()) {
         Some("shim") => hutch_runtime::shim::main(),
         Some("vmm") => hutch_runtime::stub::vmm::main(arguments),
+        Some("lie") => hutch_runtime::stub::liar::main(arguments),
         _ => ExitCode::from(2),
     }
 }
