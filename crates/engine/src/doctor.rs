@@ -4,8 +4,8 @@ use std::path::Path;
 
 use hutch_contract::machine::Isolation;
 use hutch_contract::node::{Finding, Level, RuntimeInfo};
-use hutch_runtime::RuntimeConfig;
 use hutch_runtime::table::Runtimes;
+use hutch_runtime::{RuntimeConfig, cgroup};
 
 use crate::engine::{images_dir, machines_dir};
 use crate::{EngineConfig, admission};
@@ -41,6 +41,7 @@ pub async fn doctor(config: &EngineConfig) -> Vec<Finding> {
     findings.extend(kernel_findings(config));
     findings.push(disk_finding(&config.data_dir));
     findings.push(memory_finding(config));
+    findings.push(limits_finding(cgroup::support()));
     findings.push(network_finding());
     findings.push(images_finding(&config.data_dir));
     findings
@@ -203,6 +204,21 @@ fn memory_finding(config: &EngineConfig) -> Finding {
     } else {
         finding("memory", Level::Good, found, None)
     }
+}
+
+fn limits_finding(support: cgroup::Support) -> Finding {
+    if support.unlimited.is_empty() {
+        let found = format!("cgroups limit {}", support.limited.join(", "));
+        return finding("limits", Level::Good, found, None);
+    }
+    let found = format!(
+        "VMMs run without limits of {}: {}",
+        support.unlimited.join(", "),
+        support.reason.as_deref().unwrap_or("no reason is known")
+    );
+    let hint =
+        "run the server as root on a host, or in a container that may write to /sys/fs/cgroup";
+    finding("limits", Level::Limited, found, Some(hint))
 }
 
 fn network_finding() -> Finding {

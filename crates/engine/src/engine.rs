@@ -1,6 +1,6 @@
 //! What the engine consists of, and how it starts and ends: locks, the store, and every machine adopted.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ use crate::kernel::Kernel;
 use crate::operations::Running;
 use crate::prepare::{erase_dir, io_error};
 use crate::rows::{self, Cell, Current, Instance, SlotRow};
-use crate::{EngineConfig, Error, Principal, deadline, keys};
+use crate::{EngineConfig, Error, Principal, deadline, inventory, keys};
 
 /// Characters of an instance's tag.
 const TAG_ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
@@ -204,6 +204,7 @@ impl Engine {
         store: Arc<dyn Store>,
     ) -> Result<Engine, Error> {
         let instance = instance(store.as_ref()).await?;
+        inventory::note_tag(&config.data_dir, &instance.tag)?;
         let runtimes = crate::doctor::runtimes(&config);
         let shared = Arc::new(Shared {
             kernel: Kernel::new(&config),
@@ -284,6 +285,13 @@ impl Engine {
         store.compact(KEEP_REVISIONS).await?;
         let machines = self.load_machines().await?;
         self.remove_orphans().await?;
+        let slots: BTreeSet<u16> = machines.iter().map(|(_, record)| record.slot).collect();
+        let tag = shared.instance.tag.clone();
+        blocking("look for cgroups", move || {
+            inventory::remove_stray_cgroups(&tag, |slot| slots.contains(&slot));
+            Ok(())
+        })
+        .await?;
         for (machine, record) in machines {
             // A runtime that this build does not have: the record stays, visible, and nothing is done to it.
             if let Err(error) = shared.drive(machine.clone(), &record, false) {

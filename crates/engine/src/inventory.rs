@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use hutch_contract::id::{ImageId, MachineId};
+use tracing::{info, warn};
 
 use crate::Error;
 use crate::engine::{images_dir, machines_dir, spool_dir, trash_dir};
@@ -14,7 +15,7 @@ use crate::prepare::io_error;
 /// Something of ours on the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Item {
-    /// `process`, `machine directory`, `image directory`, `spooled file`, `discarded directory`.
+    /// `process`, `cgroup`, `machine directory`, `image directory`, `spooled file`, `discarded directory`.
     pub kind: &'static str,
     /// A process' id, or a file's name.
     pub name: String,
@@ -38,7 +39,15 @@ pub fn inventory(data_dir: &Path) -> Result<Vec<Item>, Error> {
     ] {
         items.extend(names.into_iter().map(|name| Item { kind, name }));
     }
+    if let Ok(tag) = fs::read_to_string(tag_file(data_dir)) {
+        let labels = hutch_runtime::cgroup::labels(&tag).into_iter();
+        items.extend(labels.map(|name| Item {
+            kind: "cgroup",
+            name,
+        }));
+    }
     let Ok(machines) = machines.canonicalize() else {
+        items.sort();
         return Ok(items);
     };
     for name in names(Path::new("/proc"))? {
@@ -58,6 +67,35 @@ pub fn inventory(data_dir: &Path) -> Result<Vec<Item>, Error> {
     }
     items.sort();
     Ok(items)
+}
+
+/// Holds a copy of the instance's tag, for who looks without the store.
+fn tag_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("tag")
+}
+
+/// Lets [`inventory`] know under which tag things outside of the data directory are ours.
+pub(crate) fn note_tag(data_dir: &Path, tag: &str) -> Result<(), Error> {
+    Ok(hutch_disk::write_atomic(
+        &tag_file(data_dir),
+        tag.as_bytes(),
+        0o644,
+    )?)
+}
+
+/// Removes the empty cgroups of this tag that are of no machine: what a crash of the host's or a shim's left. One with
+/// something in it is left alone.
+pub(crate) fn remove_stray_cgroups(tag: &str, is_machine: impl Fn(u16) -> bool) {
+    for label in hutch_runtime::cgroup::labels(tag) {
+        let slot = hutch_runtime::cgroup::slot(&label, tag);
+        if slot.is_some_and(&is_machine) {
+            continue;
+        }
+        match hutch_runtime::cgroup::remove(&label) {
+            Ok(()) => info!(label, "removed a cgroup of no machine"),
+            Err(error) => warn!(label, %error, "a cgroup of no machine is in use"),
+        }
+    }
 }
 
 /// Those that are ids; what is called otherwise is not ours.

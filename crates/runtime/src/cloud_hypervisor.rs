@@ -18,6 +18,7 @@ use serde::Deserialize;
 
 use crate::api::Api;
 use crate::breaker::Breakers;
+use crate::cgroup::Limits;
 use crate::launch::{self, Launch, LaunchUser, Listen};
 use crate::process::{self, Adopted, Process};
 use crate::program::{Program, Wanted};
@@ -38,6 +39,10 @@ const PROGRAM: Wanted = Wanted {
 };
 /// The Landlock that it asks the kernel for, and does without for nobody: Linux 6.2.
 const LANDLOCK: i32 = 3;
+/// What the VMM may use beside the guest's memory: itself, and the bookkeeping that grows with the guest's memory.
+const OVERHEAD_MIB: u32 = 128;
+/// The most threads beside the virtual CPUs.
+const TASKS: u32 = 64;
 /// Time until the guest runs.
 const READY: Duration = Duration::from_secs(10);
 /// The most descriptors that it may have open: some for each device and vCPU, one for each connection to the guest.
@@ -103,6 +108,8 @@ impl CloudHypervisor {
                 ends_on: Some(events::RESET.to_owned()),
             }),
             open_files: OPEN_FILES,
+            cgroup: Some(Limits::new(spec, &self.config, OVERHEAD_MIB, TASKS)),
+            affinity: self.config.affinity.clone(),
             console_bytes: self.config.console_bytes,
         })
     }

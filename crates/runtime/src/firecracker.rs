@@ -20,6 +20,7 @@ use serde_json::json;
 
 use crate::api::Api;
 use crate::breaker::Breakers;
+use crate::cgroup::Limits;
 use crate::launch::{self, Launch, LaunchUser};
 use crate::process::{self, Adopted, Process};
 use crate::program::{Program, Wanted};
@@ -35,6 +36,10 @@ const PROGRAM: Wanted = Wanted {
     // The first that lets restored machines choose where their vsock's socket is.
     oldest: (1, 16, 1),
 };
+/// What the VMM may use beside the guest's memory: itself, and the bookkeeping that grows with the guest's memory.
+const OVERHEAD_MIB: u32 = 128;
+/// The most threads beside the virtual CPUs.
+const TASKS: u32 = 64;
 /// Time until the guest runs.
 const READY: Duration = Duration::from_secs(10);
 /// The most descriptors that it may have open: some for each device and vCPU, one for each connection to the guest, of
@@ -103,6 +108,8 @@ impl Firecracker {
             listen: Vec::new(),
             monitor: None,
             open_files: OPEN_FILES,
+            cgroup: Some(Limits::new(spec, &self.config, OVERHEAD_MIB, TASKS)),
+            affinity: self.config.affinity.clone(),
             console_bytes: self.config.console_bytes,
         })
     }

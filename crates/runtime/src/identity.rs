@@ -15,8 +15,11 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::MachineDir;
 use crate::launch::{ExitRecord, Record, read_json};
+use crate::{MachineDir, cgroup};
+
+/// Time for the kernel to end a VMM whose shim has died.
+const BOUND_DIES: Duration = Duration::from_secs(1);
 
 /// A process of one boot of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +120,24 @@ pub(crate) fn orphan_is_gone(dir: &MachineDir, within: Duration) -> bool {
         Proof::Alive(pidfd) => ended(&pidfd, within),
         Proof::Doubt(_) => false,
     }
+}
+
+/// The same, and ends one that the kernel did not: a VMM that changed its user itself is not bound to its shim any more.
+/// That it is in its machine's own cgroup is the further proof that this takes. Blocks.
+pub(crate) fn end_orphan(dir: &MachineDir, within: Duration) -> bool {
+    if orphan_is_gone(dir, BOUND_DIES) {
+        return true;
+    }
+    let record = read_json::<Record>(&dir.file(MachineDir::SHIM));
+    if let Some(record) = record
+        && let Some(placed) = &record.cgroup
+        && let Proof::Alive(_) = prove(record.vmm, None)
+        && cgroup::holds(&placed.name, record.vmm.pid)
+    {
+        let ended = cgroup::destroy(&placed.name);
+        tracing::warn!(dir = %dir.path().display(), ?ended, "ended a VMM that outlived its shim");
+    }
+    orphan_is_gone(dir, within)
 }
 
 struct Stat {

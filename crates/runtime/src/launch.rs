@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
+use crate::cgroup::{Limits, Placed};
 use crate::identity::{self, Identity, Proof};
 use crate::process::{Judge, Process, Vmm};
 use crate::spec::{RuntimeConfig, User};
@@ -62,6 +63,12 @@ pub(crate) struct Launch {
     pub(crate) monitor: Option<Monitor>,
     /// The most descriptors it may have open.
     pub(crate) open_files: u64,
+    /// What it may use of the host; where there are no cgroups that says nothing.
+    #[serde(default)]
+    pub(crate) cgroup: Option<Limits>,
+    /// The CPUs that it and its shim may run on; empty: all.
+    #[serde(default)]
+    pub(crate) affinity: Vec<u32>,
     /// Size of the rings, in bytes.
     pub(crate) console_bytes: u64,
 }
@@ -109,6 +116,9 @@ pub(crate) struct Record {
     pub(crate) console_from: u64,
     /// Where this run begins in `vmm.log`.
     pub(crate) vmm_log_from: u64,
+    /// The cgroup that the VMM is in.
+    #[serde(default)]
+    pub(crate) cgroup: Option<Placed>,
 }
 
 /// How the VMM ended: `run/exit.json`.
@@ -117,6 +127,9 @@ pub(crate) struct ExitRecord {
     /// The run that it is about.
     pub(crate) shim: Identity,
     pub(crate) status: ExitStatus,
+    /// The VMM's limit of memory in bytes, where the kernel has killed for it.
+    #[serde(default)]
+    pub(crate) out_of_memory: Option<u64>,
     /// UTC, in milliseconds since 1970.
     pub(crate) at_ms: u64,
 }
@@ -209,6 +222,10 @@ pub(crate) async fn launch(
                 return Err(error);
             }
         };
+        if let Some(placed) = record.cgroup.as_ref().filter(|one| !one.flaws.is_empty()) {
+            let flaws = placed.flaws.join("; ");
+            tracing::debug!(name = %placed.name, flaws, "a VMM runs without all of its limits");
+        }
         let vmm = match identity::prove(record.vmm, Some(record.shim.pid)) {
             Proof::Alive(vmm) => Some(vmm),
             Proof::Gone | Proof::Doubt(_) => None,
@@ -329,7 +346,7 @@ fn spawn(
             dir: dir.path().to_owned(),
         });
     }
-    if !identity::orphan_is_gone(dir, ORPHAN_DIES) {
+    if !identity::end_orphan(dir, ORPHAN_DIES) {
         return Err(Error::Unproved {
             dir: dir.path().to_owned(),
             reason: "the VMM of a shim that is dead does not die".to_owned(),

@@ -20,6 +20,7 @@ mod sys;
 mod vsock;
 mod watch;
 
+pub mod cgroup;
 pub mod ring;
 pub mod shim;
 pub mod table;

@@ -37,7 +37,8 @@ const LAST_WORDS: usize = 2048;
 pub struct ExitReport {
     /// How.
     pub exit: Exit,
-    /// The last of what the VMM itself said in that run, printable, at most 2 KiB.
+    /// The last of what the VMM itself said in that run, printable, at most 2 KiB; and a line of ours when the kernel
+    /// killed it for memory.
     pub stderr_tail: String,
 }
 
@@ -295,11 +296,24 @@ pub(crate) async fn kill(
     match adopt(runtime, dir, judge).await? {
         Adopted::Running(process) => process.kill().await.map(drop),
         Adopted::Exited(_) | Adopted::Absent => Ok(()),
-        Adopted::Unknown { reason } => Err(Error::Unproved {
-            dir: dir.path().to_owned(),
-            reason,
-        }),
+        Adopted::Unknown { reason } => {
+            let alone = dir.clone();
+            let ended = tokio::task::spawn_blocking(move || end_alone(&alone));
+            if ended.await.expect("ending a VMM does not panic") {
+                return Ok(());
+            }
+            Err(Error::Unproved {
+                dir: dir.path().to_owned(),
+                reason,
+            })
+        }
     }
+}
+
+/// Ends a VMM that outlived its shim: then the lock is free. Blocks.
+fn end_alone(dir: &MachineDir) -> bool {
+    let lock = crate::launch::lock(dir, false);
+    matches!(lock, Ok((_, true))) && identity::end_orphan(dir, KILL_WORKS)
 }
 
 enum Seen {
@@ -370,9 +384,9 @@ fn report(dir: &MachineDir, record: &Record, judge: Judge) -> ExitReport {
             .unwrap_or_default()
     };
     let exit = read_json::<ExitRecord>(&dir.file(MachineDir::EXIT));
-    let status = exit
-        .filter(|exit| exit.shim == record.shim)
-        .map(|exit| exit.status);
+    let exit = exit.filter(|exit| exit.shim == record.shim);
+    let limit = exit.as_ref().and_then(|exit| exit.out_of_memory);
+    let status = exit.map(|exit| exit.status);
     let ours = exists(&dir.file(MachineDir::KILLED));
     let words = tail(MachineDir::VMM_LOG, record.vmm_log_from, LAST_WORDS);
     let exit = match status {
@@ -385,10 +399,15 @@ fn report(dir: &MachineDir, record: &Record, judge: Judge) -> ExitReport {
             words: words.clone(),
         }),
     };
-    ExitReport {
-        exit,
-        stderr_tail: printable(&words, LAST_WORDS),
+    let mut stderr_tail = printable(&words, LAST_WORDS);
+    if let Some(limit) = limit {
+        let line_end = if stderr_tail.is_empty() { "" } else { "\n" };
+        let mib = limit >> 20;
+        stderr_tail += &format!(
+            "{line_end}killed for memory: the VMM needed more than the {mib} MiB that it may use"
+        );
     }
+    ExitReport { exit, stderr_tail }
 }
 
 /// Whether a console ends with a panic of the kernel. A guest can print this too: it lies about nobody but itself.

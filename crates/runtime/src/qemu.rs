@@ -12,6 +12,7 @@ use hutch_contract::machine::Isolation;
 use hutch_contract::node::{Capabilities, RuntimeInfo};
 
 use crate::breaker::Breakers;
+use crate::cgroup::Limits;
 use crate::launch::{self, Launch, LaunchUser, Listen};
 use crate::process::{self, Adopted, Process};
 use crate::program::{Program, Wanted};
@@ -31,6 +32,12 @@ const PROGRAM: Wanted = Wanted {
 const READY: Duration = Duration::from_secs(10);
 /// The most descriptors that QEMU may have open; it needs fewer than forty.
 const OPEN_FILES: u64 = 256;
+
+/// What QEMU may use beside the guest's memory: itself with its libraries, devices and caches (some 60 MiB seen), and
+/// room for the bookkeeping that grows with the guest's memory. Emulation keeps translated code besides.
+const OVERHEAD_MIB: u32 = 256;
+/// The most threads beside the virtual CPUs; its pool for disk requests alone may have 64.
+const TASKS: u32 = 128;
 
 /// The descriptor numbers that QEMU finds its sockets under.
 const AGENT_FD: i32 = 3;
@@ -98,6 +105,16 @@ impl Qemu {
                 ends_on: None,
             }),
             open_files: OPEN_FILES,
+            cgroup: Some(Limits::new(
+                spec,
+                &self.config,
+                match acceleration {
+                    Acceleration::Kvm => OVERHEAD_MIB,
+                    Acceleration::Tcg { .. } => OVERHEAD_MIB + arguments::TCG_CODE_MIB,
+                },
+                TASKS,
+            )),
+            affinity: self.config.affinity.clone(),
             console_bytes: self.config.console_bytes,
         })
     }

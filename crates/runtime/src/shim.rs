@@ -8,7 +8,7 @@
 //! server                 shim                                      VMM
 //!   | lock, launch.json    |                                         |
 //!   |--------------------->| own session, sockets, pipes             |
-//!   |                      |---------------------------------------->| other user, no new privileges, exec
+//!   |                      |---------------------------------------->| cgroup, other user, no new privileges, exec
 //!   |                      | run/shim.json                           |
 //!   |<--- {"ok": …} -------|                                         |
 //!   | (may die)            |<--- console, its own words, events -----|
@@ -16,24 +16,27 @@
 //!   |                      |<--- end --------------------------------|
 //!   |<--- end -------------| run/exit.json
 //! ```
-//! When the shim dies the kernel kills the VMM: nothing runs without its lock. One thread, no tokio.
+//! When the shim dies the kernel kills the VMM: nothing runs without its lock. When the VMM ends, what it
+//! started and what is in its cgroup ends too, before `exit.json`. One thread, no tokio.
 
 mod relay;
 
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
-use rustix::process::{Pid, PidfdFlags, Resource};
+use rustix::process::{Pid, PidfdFlags, Resource, Signal, WaitOptions};
+use rustix::thread::CpuSet;
 
 use crate::MachineDir;
+use crate::cgroup::Cgroup;
 use crate::identity::{Identity, boot_id};
 use crate::launch::{Answer, ExitRecord, ExitStatus, Launch, Record, read_json, write_json};
 use crate::ring::RingWriter;
@@ -44,6 +47,9 @@ use relay::Source;
 const EVENTS_BYTES: u64 = 64 * 1024;
 /// Where descriptors stand until they get their agreed numbers, which are below.
 const ABOVE_AGREED: i32 = 64;
+/// How often, and how long apart, processes that a VMM left are ended.
+const ORPHAN_TRIES: u32 = 200;
+const ORPHAN_AGAIN: Duration = Duration::from_millis(5);
 
 /// What went wrong before the VMM ran.
 struct Failure {
@@ -61,6 +67,10 @@ pub fn main() -> ExitCode {
     let (vmm, record) = match start() {
         Ok(started) => started,
         Err(Failure { what, source }) => {
+            // Without the lock this directory is not ours.
+            if holds_lock().is_ok() {
+                remove_sockets();
+            }
             answer(&Answer::Error {
                 what,
                 errno: source.raw_os_error(),
@@ -70,11 +80,13 @@ pub fn main() -> ExitCode {
         }
     };
     answer(&Answer::Ok(record.clone()));
-    let status = vmm.run();
+    let (status, out_of_memory) = vmm.run();
+    remove_sockets();
     let at_ms = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     let exit = ExitRecord {
         shim: record.shim,
         status,
+        out_of_memory,
         at_ms: at_ms.as_millis().try_into().unwrap_or(u64::MAX),
     };
     // Without it the end counts as one that nobody saw, which is then the truth.
@@ -99,6 +111,8 @@ fn start() -> Result<(Vmm, Record), Failure> {
     sys::ignore_stopping_signals();
     sys::close_inherited().map_err(at("close inherited descriptors"))?;
     holds_lock().map_err(at("look for the lock on standard input"))?;
+    // What a VMM starts and leaves comes to us, also where there are no cgroups.
+    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     // Fails for the leader of a session, which is as good.
     let _ = rustix::process::setsid();
     rustix::process::umask(Mode::from_raw_mode(0o077));
@@ -122,15 +136,19 @@ fn start() -> Result<(Vmm, Record), Failure> {
         }
         None => None,
     };
-    let mut child = spawn(&launch, &kept)?;
+    stay_on(&launch.affinity)?;
+    let cgroup = launch.cgroup.as_ref().map(Cgroup::make);
+    let mut child = spawn(&launch, &kept, cgroup.as_ref())?;
     drop(kept);
 
     let pid = Pid::from_child(&child);
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty());
     let out = child.stdout.take().expect("its output is piped");
     let err = child.stderr.take().expect("its errors are piped");
+    let placed = cgroup.as_ref().map(|cgroup| cgroup.placed(pid));
     let vmm = Vmm {
         child,
+        cgroup,
         pidfd: pidfd.map_err(|error| at("open the VMM's process")(error.into()))?,
         sources: [
             Some(Source::new(out.into(), console)),
@@ -144,6 +162,7 @@ fn start() -> Result<(Vmm, Record), Failure> {
         vmm: Identity::of(pid).map_err(at("read the VMM's state"))?,
         console_from,
         vmm_log_from,
+        cgroup: placed,
     };
     write_json(Path::new(MachineDir::SHIM), &record).map_err(at("write run/shim.json"))?;
     Ok((vmm, record))
@@ -158,6 +177,25 @@ fn holds_lock() -> io::Result<()> {
     }
     let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
     Ok(rustix::fs::flock(rustix::stdio::stdin(), exclusive)?)
+}
+
+/// Removes what a VMM is reached by. What stays is removed by the next start.
+fn remove_sockets() {
+    let launch: Option<Launch> = read_json(Path::new(MachineDir::LAUNCH));
+    for listen in launch.into_iter().flat_map(|launch| launch.listen) {
+        let _ = std::fs::remove_file(listen.path);
+    }
+    // Only sockets: the VMM may have left more than that.
+    for entry in std::fs::read_dir(MachineDir::VMM)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(MachineDir::VMM);
 }
 
 /// Gives the VMM's user what is to be its own. Links are not followed.
@@ -238,10 +276,31 @@ fn listen_on(path: &str) -> io::Result<OwnedFd> {
     Ok(listener?.into())
 }
 
-fn spawn(launch: &Launch, kept: &[OwnedFd]) -> Result<std::process::Child, Failure> {
+/// Binds this process, and with it the VMM, to these CPUs of the host; to none: to all.
+fn stay_on(cpus: &[u32]) -> Result<(), Failure> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let failed = || at(format!("run on CPUs {cpus:?}"));
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        let cpu = usize::try_from(*cpu)
+            .ok()
+            .filter(|cpu| *cpu < CpuSet::MAX_CPU);
+        set.set(cpu.ok_or_else(|| failed()(io::ErrorKind::InvalidInput.into()))?);
+    }
+    rustix::thread::sched_setaffinity(None, &set).map_err(|error| failed()(error.into()))
+}
+
+fn spawn(
+    launch: &Launch,
+    kept: &[OwnedFd],
+    cgroup: Option<&Cgroup>,
+) -> Result<std::process::Child, Failure> {
     let [program, arguments @ ..] = launch.argv.as_slice() else {
         return Err(at("run nothing")(io::ErrorKind::InvalidInput.into()));
     };
+    let joints = cgroup.map(Cgroup::joints).unwrap_or_default();
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -253,6 +312,7 @@ fn spawn(launch: &Launch, kept: &[OwnedFd]) -> Result<std::process::Child, Failu
     sys::set_up(
         &mut command,
         sys::Child {
+            join: joints.iter().map(AsRawFd::as_raw_fd).collect(),
             keep: kept.iter().map(|fd| fd.as_fd().as_raw_fd()).collect(),
             ids: launch
                 .user
@@ -265,24 +325,49 @@ fn spawn(launch: &Launch, kept: &[OwnedFd]) -> Result<std::process::Child, Failu
     command.spawn().map_err(at(format!("run {program}")))
 }
 
+/// Ends all children of this process, which then are those that its VMM has left.
+fn end_descendants() {
+    let own = rustix::process::getpid();
+    let list = format!("/proc/self/task/{own}/children");
+    for _ in 0..ORPHAN_TRIES {
+        while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+        let children = std::fs::read_to_string(&list).unwrap_or_default();
+        let mut children = children.split_ascii_whitespace().peekable();
+        if children.peek().is_none() {
+            return;
+        }
+        // Nobody else waits for them: the numbers are theirs.
+        for child in children.filter_map(|child| Pid::from_raw(child.parse().ok()?)) {
+            let _ = rustix::process::kill_process(child, Signal::KILL);
+        }
+        std::thread::sleep(ORPHAN_AGAIN);
+    }
+}
+
 /// A running VMM and what it says.
 struct Vmm {
     child: std::process::Child,
+    /// Ends with this value, and with it all that is still in it.
+    cgroup: Option<Cgroup>,
     pidfd: OwnedFd,
     sources: [Option<Source>; 3],
 }
 
 impl Vmm {
-    /// Records until it has ended.
-    fn run(mut self) -> ExitStatus {
+    /// Records until it has ended. Says how, and its limit of memory when it was killed for that.
+    fn run(mut self) -> (ExitStatus, Option<u64>) {
         relay::until_end(&mut self.sources, &self.pidfd);
-        match self.child.wait() {
+        let status = match self.child.wait() {
             Ok(status) => match (status.code(), status.signal()) {
                 (Some(code), _) => ExitStatus::Code(code),
                 (None, signal) => ExitStatus::Signal(signal.unwrap_or(0)),
             },
             // It has ended and is our child: there is a status.
             Err(_) => ExitStatus::Code(-1),
-        }
+        };
+        end_descendants();
+        let killed = status == ExitStatus::Signal(libc::SIGKILL);
+        let cgroup = self.cgroup.as_ref().filter(|_| killed);
+        (status, cgroup.and_then(Cgroup::out_of_memory))
     }
 }

@@ -66,6 +66,8 @@ pub struct RuntimeConfig {
     pub disk_ops_per_s: Option<u64>,
     /// The host's CPUs that VMMs may run on; empty: all.
     pub affinity: Vec<u32>,
+    /// The most CPU time of the host for each virtual CPU, in percent of one CPU; none: as much as there is.
+    pub cpu_percent: Option<u32>,
     /// The most bytes of console output kept per machine.
     pub console_bytes: u64,
 }

@@ -2,6 +2,7 @@
 //! as its guest. Launch, adoption, confinement and monitor are those of the real runtimes; there is no isolation.
 
 pub mod guest;
+pub mod liar;
 pub mod vmm;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use hutch_contract::machine::Isolation;
 use hutch_contract::node::{Capabilities, RuntimeInfo};
 
 use crate::breaker::Breakers;
+use crate::cgroup::Limits;
 use crate::launch::{self, Launch, LaunchUser, Listen};
 use crate::process::{self, Adopted, Process};
 use crate::qmp;
@@ -21,6 +23,9 @@ use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
 /// The runtime's name.
 pub(crate) const NAME: &str = "stub";
 const READY: Duration = Duration::from_secs(3);
+/// Its guests are processes of the host: they need room for what they do there.
+const OVERHEAD_MIB: u32 = 512;
+const TASKS: u32 = 4096;
 /// The guest's root directory, in the machine's.
 const GUEST: &str = "guest";
 
@@ -75,6 +80,8 @@ impl Stub {
                 ends_on: None,
             }),
             open_files: 1024,
+            cgroup: Some(Limits::new(spec, &self.config, OVERHEAD_MIB, TASKS)),
+            affinity: self.config.affinity.clone(),
             console_bytes: self.config.console_bytes,
         })
     }

@@ -12,6 +12,7 @@ use std::process::Command;
 
 use rustix::io::FdFlags;
 use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid};
+use rustix::thread::CapabilitySet;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -38,6 +39,8 @@ pub(crate) fn close_inherited() -> io::Result<()> {
 /// What a child does to itself between fork and exec.
 #[derive(Debug, Clone)]
 pub(crate) struct Child {
+    /// Files that a process joins a cgroup by.
+    pub(crate) join: Vec<RawFd>,
     /// Descriptors that it keeps, under their present numbers.
     pub(crate) keep: Vec<RawFd>,
     /// User, group and further groups, when they change.
@@ -63,6 +66,12 @@ fn between_fork_and_exec(child: &Child, groups: &[Gid], parent: Pid) -> io::Resu
         // SAFETY: SIG_DFL installs no code.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
+    for fd in &child.join {
+        // SAFETY: the caller of `set_up` holds these descriptors open until after the spawn.
+        let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
+        // First, while it may: `0` is whoever writes. Whether it worked is looked at from outside.
+        let _ = rustix::io::write(fd, b"0");
+    }
     for fd in &child.keep {
         // SAFETY: the caller of `set_up` holds these descriptors open until after the spawn.
         let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
@@ -82,6 +91,7 @@ fn between_fork_and_exec(child: &Child, groups: &[Gid], parent: Pid) -> io::Resu
         let (uid, gid) = (Uid::from_raw(*uid), Gid::from_raw(*gid));
         // So that it may open it again by name, for VMMs that write their own words to files only.
         rustix::fs::fchown(rustix::stdio::stderr(), Some(uid), Some(gid))?;
+        drop_bounding_set();
         // After fork there is one thread, so that of the thread is that of the process.
         rustix::thread::set_thread_groups(groups)?;
         rustix::thread::set_thread_res_gid(gid, gid, gid)?;
@@ -105,6 +115,17 @@ pub(crate) fn landlock_abi() -> i32 {
     let abi =
         unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0_usize, VERSION) };
     i32::try_from(abi).unwrap_or(0).max(0)
+}
+
+/// Lets exec give none of root's capabilities. Where even this is forbidden (a container), `no_new_privs` sees to that.
+fn drop_bounding_set() {
+    for number in 0..64 {
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        if rustix::thread::remove_capability_from_bounding_set(one).is_err() {
+            // It may not, or there are no more.
+            return;
+        }
+    }
 }
 
 /// Lets tasks wait until a descriptor is readable. Within a tokio runtime.

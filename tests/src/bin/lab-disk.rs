@@ -19,7 +19,11 @@ fn main() -> ExitCode {
 fn make() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);
     let mut next = || arguments.next().ok_or("usage: lab-disk TAR DISK");
-    let (tar, disk) = (File::open(next()?)?, File::create(next()?)?);
+    let tar = File::open(next()?)?;
+    // It is read again, for its digest.
+    let mut disk = File::options();
+    let disk = disk.read(true).write(true).create(true).truncate(true);
+    let disk = disk.open(next()?)?;
     build_disk(
         &mut [tar],
         &disk,

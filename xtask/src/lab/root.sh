@@ -16,7 +16,7 @@ for path in $(modprobe --show-depends -S "$release" -a virtio_pci virtio_blk ext
 done
 cat >"$work/init" <<'END'
 #!/bin/busybox sh
-/bin/busybox mkdir /dev
+/bin/busybox mkdir -p /dev
 /bin/busybox mount -t devtmpfs dev /dev
 for module in /modules/*; do /bin/busybox insmod "$module"; done
 until [ -b /dev/vda ] && [ -b /dev/vdb ]; do /bin/busybox sleep 0.1; done

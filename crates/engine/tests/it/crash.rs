@@ -183,6 +183,47 @@ async fn orphans_are_erased_and_what_is_foreign_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn cgroups_of_no_machine_are_removed_and_others_stay() {
+    let Some(lab) = Lab::new().await else { return };
+    lab.running("a").await;
+    lab.engine.close().await;
+    let Lab { engine, home, .. } = lab;
+    drop(engine);
+    let tag = std::fs::read_to_string(home.data().join("tag")).unwrap();
+    let its_own = hutch_runtime::cgroup::labels(&tag);
+    let Some(label) = its_own.first() else {
+        println!("skipped: {:?}", hutch_runtime::cgroup::support());
+        return;
+    };
+    let roots = std::fs::read_dir("/sys/fs/cgroup").unwrap();
+    let roots = roots.map(|entry| entry.unwrap().path());
+    let parents = roots.chain(["/sys/fs/cgroup".into()]);
+    let parent = parents.map(|root| root.join("hutch"));
+    let parent = parent.filter(|parent| parent.join(label).is_dir()).last();
+    let parent = parent.unwrap();
+    // Of a machine that is gone, and of a server that is not this one.
+    let stray = parent.join(format!("h{tag}-60000"));
+    let foreign = parent.join(format!("h{tag}x-60000"));
+    for dir in [&stray, &foreign] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    assert_eq!(count(&home, "cgroup"), 2);
+    let engine = reopen(&home).await;
+    let lab = Lab::of(home, engine);
+    assert!(!stray.exists());
+    assert!(foreign.exists());
+    std::fs::remove_dir(&foreign).unwrap();
+    assert_eq!(count(&lab.home, "cgroup"), 1, "that of the machine");
+    lab.delete("a").await;
+    assert_eq!(lab.home.left(), []);
+}
+
+fn count(home: &Home, kind: &str) -> usize {
+    let items = hutch_engine::inventory(&home.data()).unwrap();
+    items.iter().filter(|item| item.kind == kind).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_directory_has_one_engine() {
     let Some(lab) = Lab::new().await else { return };
     let second = Engine::open(lab.home.config()).await;

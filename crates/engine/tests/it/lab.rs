@@ -132,6 +132,9 @@ impl Drop for Home {
             let ended = pids
                 .filter(|pid| kill_process(*pid, Signal::KILL).is_ok())
                 .count();
+            for item in items.iter().filter(|item| item.kind == "cgroup") {
+                drop(hutch_runtime::cgroup::destroy(&item.name));
+            }
             quiet = if ended == 0 { quiet + 1 } else { 0 };
             std::thread::sleep(std::time::Duration::from_millis(20));
         }

@@ -1,5 +1,5 @@
-//! The VMM, the launcher and a guest's door of tests: `hutch-stub-vmm vmm AGENT`, `hutch-stub-vmm shim` and
-//! `hutch-stub-vmm guest PORT PROGRAM`. No part of a release.
+//! What tests run in the place of programs: `hutch-stub-vmm vmm AGENT`, `hutch-stub-vmm lie HOW WHERE`,
+//! `hutch-stub-vmm guest PORT PROGRAM` (a guest's door) and `hutch-stub-vmm shim`. No part of a release.
 
 use std::process::ExitCode;
 
@@ -10,6 +10,7 @@ fn main() -> ExitCode {
         Some("shim") => hutch_runtime::shim::main(),
         Some("vmm") => hutch_runtime::stub::vmm::main(arguments),
         Some("guest") => hutch_runtime::stub::guest::main(arguments),
+        Some("lie") => hutch_runtime::stub::liar::main(arguments),
         _ => ExitCode::from(2),
     }
 }

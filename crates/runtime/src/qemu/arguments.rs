@@ -11,7 +11,7 @@ pub(super) const DEVICES_VERSION: u32 = 1;
 
 /// MiB of translated code that TCG keeps. Its default is a gigabyte, which a guest fills in time; a kernel's boot
 /// and a busy user space stay below this.
-const TCG_CODE_MIB: u32 = 128;
+pub(super) const TCG_CODE_MIB: u32 = 128;
 
 /// Everything after the program's name.
 pub(super) fn arguments(

@@ -1,7 +1,7 @@
 //! The stub's VMM: answers the few QMP commands that runtimes give, and runs the agent as its "guest".
 //!
 //! How it misbehaves is told by `stub.json` in the machine's directory:
-//! `{"start": "run" | "hang" | "crash" | {"exit_code": N}, "agent": "real" | "lines" | "silent" | "garbage" | "none"}`.
+//! `{"start": "run" | "hang" | "crash" | "devour" | "stray" | {"exit_code": N}, "agent": "real" | "lines" | "silent" | "garbage" | "none"}`.
 //! The guest `lines` needs no agent: it reads commands as lines from its channel (`ping WORD`, `print TEXT`,
 //! `flood KIB`, `poweroff`, `reboot`, `reset`, `panic`), as the initramfs of the conformance tests does in real machines.
 //!
@@ -50,6 +50,10 @@ enum Start {
     Run,
     Hang,
     Crash,
+    /// Wants ever more memory.
+    Devour,
+    /// Runs, and does not die with its shim any more.
+    Stray,
     ExitCode(u8),
 }
 
@@ -79,6 +83,12 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
             std::thread::park();
         },
         Start::Crash => std::process::abort(),
+        Start::Devour => return devour(),
+        Start::Stray => {
+            if rustix::process::set_parent_process_death_signal(None).is_err() {
+                return fail("cannot get loose");
+            }
+        }
         Start::ExitCode(code) => {
             fail("told to end at once");
             return ExitCode::from(code);
@@ -91,6 +101,16 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(never) => match never {},
         Err(error) => fail(&error.to_string()),
     }
+}
+
+/// Ends by being killed, at the latest with a GiB: nobody may have set a limit.
+fn devour() -> ExitCode {
+    let mut all = Vec::new();
+    for _ in 0..1024 {
+        all.push(vec![1_u8; 1 << 20]);
+        std::hint::black_box(&all);
+    }
+    fail("nobody minds")
 }
 
 fn fail(why: &str) -> ExitCode {
@@ -240,6 +260,7 @@ async fn run_agent(
     sys::set_up(
         &mut command,
         sys::Child {
+            join: Vec::new(),
             keep: vec![fd],
             ids: None,
             limits: Vec::new(),

@@ -1,9 +1,12 @@
 //! Machines for tests: their directories, their guests, and what the kernel says about their processes.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use hutch_runtime::cgroup;
 use hutch_runtime::ring::{Follower, RingReader};
 use hutch_runtime::table::Runtimes;
 use hutch_runtime::{
@@ -30,13 +33,26 @@ pub struct Lab {
 
 /// All runtimes, as a server of these tests has them.
 pub fn runtimes() -> Runtimes {
-    Runtimes::new(|name| RuntimeConfig {
+    Runtimes::new(config)
+}
+
+/// The configuration of a runtime in these tests.
+pub fn config(name: &str) -> RuntimeConfig {
+    RuntimeConfig {
         launcher: STUB_PROGRAM.into(),
         program: (name == "stub").then(|| STUB_PROGRAM.into()),
         agent: "/nonexistent/agent".into(),
         console_bytes: CONSOLE_BYTES,
         ..RuntimeConfig::default()
-    })
+    }
+}
+
+/// A runtime whose configuration is changed.
+pub fn runtime_with(name: &str, change: impl FnOnce(&mut RuntimeConfig)) -> Arc<dyn Runtime> {
+    let mut changed = config(name);
+    change(&mut changed);
+    let runtimes = Runtimes::new(|_| changed.clone());
+    runtimes.get(name).unwrap().clone()
 }
 
 pub fn runtime(name: &str) -> Arc<dyn Runtime> {
@@ -46,12 +62,8 @@ pub fn runtime(name: &str) -> Arc<dyn Runtime> {
 impl Lab {
     /// A machine whose guest reads lines. `None`, with words, where `runtime` lacks something.
     pub async fn new(name: &str) -> Option<Self> {
-        let runtime = runtime(name);
-        let files = tempfile::tempdir().unwrap();
-        // Longer than the address of a socket may be.
-        let path = files.path().join("m".repeat(120));
-        std::fs::create_dir(&path).unwrap();
-        let dir = MachineDir::new(path);
+        let lab = Self::bare(name);
+        let (runtime, dir) = (&lab.runtime, &lab.dir);
         if runtime.boots_kernel() {
             let info = runtime.probe().await;
             let wanted = |boot: initramfs::BootSet| {
@@ -74,12 +86,25 @@ impl Lab {
         } else {
             std::fs::write(dir.file("stub.json"), r#"{"agent": "lines"}"#).unwrap();
         }
-        Some(Self {
+        Some(lab)
+    }
+
+    /// A machine whose directory is empty.
+    pub fn bare(name: &str) -> Self {
+        let runtime = runtime(name);
+        let files = tempfile::tempdir().unwrap();
+        // Longer than the address of a socket may be.
+        let path = files.path().join("m".repeat(120));
+        // A VMM of another user may be a script in it.
+        std::fs::set_permissions(files.path(), PermissionsExt::from_mode(0o711)).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let dir = MachineDir::new(path);
+        Self {
             runtime,
             dir,
             spec: MachineSpec {
                 id: "mch-test".into(),
-                label: "htest-1".into(),
+                label: label(),
                 vcpu: 1,
                 memory_mib: 128,
                 kernel_args: Vec::new(),
@@ -90,7 +115,33 @@ impl Lab {
                 }),
             },
             _files: files,
-        })
+        }
+    }
+
+    /// Nothing of the machine is left but files: no process, no lock, no socket, no cgroup.
+    pub async fn left_nothing(&self) {
+        use std::os::unix::fs::FileTypeExt;
+        let adopted = self.adopt().await;
+        assert!(
+            matches!(adopted, Adopted::Absent | Adopted::Exited(_)),
+            "{adopted:?}"
+        );
+        let processes: Vec<_> = processes().filter(|pid| self.works_here(*pid)).collect();
+        assert_eq!(processes, [0; 0], "still running");
+        for dir in ["", "run", "run/vmm"] {
+            let entries = std::fs::read_dir(self.dir.file(dir));
+            for entry in entries.into_iter().flatten() {
+                let entry = entry.unwrap();
+                let is_socket = entry.file_type().unwrap().is_socket();
+                assert!(!is_socket, "{} is left", entry.path().display());
+            }
+        }
+        assert_eq!(cgroups_named(&self.spec.label), [PathBuf::new(); 0]);
+    }
+
+    fn works_here(&self, pid: u32) -> bool {
+        let cwd = std::fs::read_link(format!("/proc/{pid}/cwd"));
+        alive(pid) && cwd.is_ok_and(|cwd| cwd.starts_with(self.dir.path()))
     }
 
     /// A machine of Firecracker in its jailer.
@@ -189,22 +240,27 @@ impl Drop for Lab {
     /// A machine whose test failed must not stay, whatever its record says: its shim has our lock for its input.
     fn drop(&mut self) {
         let lock = self.dir.file("run/lock");
-        let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
-            let name = entry.unwrap().file_name();
-            name.to_str()?.parse::<u32>().ok()
-        });
         let holds = |pid: &u32| {
             let input = std::fs::read_link(format!("/proc/{pid}/fd/0"));
             input.is_ok_and(|input| input == lock)
         };
-        for pid in pids.filter(holds) {
+        for pid in processes().filter(holds) {
             let raw = Pid::from_raw(pid.try_into().unwrap()).unwrap();
             let _ = rustix::process::kill_process(raw, Signal::KILL);
             while alive(pid) {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
+        cgroup::destroy(&self.spec.label).unwrap();
     }
+}
+
+/// One for each machine of all tests that run at the same time.
+fn label() -> String {
+    static MACHINES: AtomicU16 = AtomicU16::new(0);
+    let digit = |n: u32| char::from_digit(std::process::id() / n % 36, 36).unwrap();
+    let tag: String = [36 * 36 * 36, 36 * 36, 36, 1].map(digit).iter().collect();
+    format!("h{tag}-{}", MACHINES.fetch_add(1, Ordering::Relaxed))
 }
 
 pub struct Guest(BufReader<Box<dyn hutch_runtime::Stream>>);
@@ -229,6 +285,29 @@ impl Guest {
             .await
             .expect("an echo");
     }
+}
+
+/// An error with all that it rests on.
+pub fn in_words(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(Some(error), |error| error.source());
+    let words: Vec<_> = sources.map(ToString::to_string).collect();
+    words.join(": ")
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let name = entry.unwrap().file_name();
+        name.to_str()?.parse::<u32>().ok()
+    })
+}
+
+/// Where this host has a group of that name, in whatever hierarchy.
+pub fn cgroups_named(name: &str) -> Vec<PathBuf> {
+    let roots = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten();
+    let mut roots: Vec<_> = roots.map(|entry| entry.unwrap().path()).collect();
+    roots.push("/sys/fs/cgroup".into());
+    let groups = roots.iter().map(|root| root.join("hutch").join(name));
+    groups.filter(|group| group.is_dir()).collect()
 }
 
 pub fn is_root() -> bool {

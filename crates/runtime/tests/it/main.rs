@@ -2,7 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod cloud_hypervisor;
+mod confinement;
 mod conformance;
+mod faults;
 mod firecracker;
 mod initramfs;
 mod lab;

@@ -6,12 +6,13 @@ use std::process::{Child, Command, Stdio};
 
 use hutch_contract::error::Kind;
 use hutch_contract::machine::Exit;
-use hutch_runtime::{Adopted, Channel, Error, RuntimeConfig, table::Runtimes};
+use hutch_runtime::{Adopted, Channel, Error, RuntimeConfig, cgroup, table::Runtimes};
 use rustix::fs::FlockOperation;
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::lab::{GENEROUS, Lab, alive};
+use crate::lab::{GENEROUS, Lab, alive, cgroups_named};
 
 async fn stub() -> Lab {
     Lab::new("stub").await.unwrap()
@@ -102,6 +103,72 @@ async fn a_vmm_that_hangs_is_given_up_and_ended() {
     let record = record(&lab);
     for who in ["shim", "vmm"] {
         assert!(!alive(record[who]["pid"].as_u64().unwrap() as u32), "{who}");
+    }
+}
+
+#[tokio::test]
+async fn a_vmm_that_is_killed_for_memory_is_told_apart() {
+    let lab = stub().await;
+    let support = cgroup::support();
+    if !support.limited.contains(&"memory") {
+        println!("skipped: no limit of memory: {:?}", support.reason);
+        return;
+    }
+    lab.behave(r#"{"start": "devour"}"#);
+    match lab.runtime.start(&lab.dir, &lab.spec).await {
+        Err(Error::Exited { report, .. }) => {
+            assert_eq!(report.exit, Exit::Signal { signal: 9 });
+            let words = report.stderr_tail;
+            assert!(words.starts_with("killed for memory"), "{words}");
+            assert!(words.contains("MiB"), "{words}");
+        }
+        other => panic!("{other:?}"),
+    }
+    lab.left_nothing().await;
+    // The next run has a count of its own.
+    lab.behave(r#"{"agent": "lines"}"#);
+    let process = lab.start().await;
+    let vmm = Pid::from_raw(process.pid().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(vmm, Signal::KILL).unwrap();
+    assert_eq!(process.wait().await.stderr_tail, "");
+}
+
+#[tokio::test]
+async fn a_vmm_that_outlives_its_shim_is_ended_by_its_cgroup() {
+    let lab = stub().await;
+    lab.behave(r#"{"start": "stray", "agent": "lines"}"#);
+    if !cgroup::support().unlimited.is_empty() {
+        println!("skipped: no cgroups: {:?}", cgroup::support().reason);
+        return;
+    }
+    for next in ["kill", "start"] {
+        let process = lab.start().await;
+        lab.guest().await.ping("up").await;
+        let shim = Pid::from_raw(process.shim_pid().unwrap().try_into().unwrap()).unwrap();
+        rustix::process::kill_process(shim, Signal::KILL).unwrap();
+        assert_eq!(process.wait().await.exit, Exit::Lost);
+        assert!(alive(process.pid()));
+        if next == "kill" {
+            assert!(matches!(lab.adopt().await, Adopted::Unknown { .. }));
+            assert!(alive(process.pid()), "a look ends nothing");
+            // A record that names somebody else proves nothing.
+            let truth = record(&lab);
+            let innocent = Innocent::new(Stdio::null());
+            let mut forged = truth.clone();
+            forged["vmm"] = innocent.identity();
+            set_record(&lab, &forged);
+            assert!(doubted(&lab).await.contains("its VMM is not"));
+            set_record(&lab, &truth);
+            lab.runtime.kill(&lab.dir).await.unwrap();
+            assert!(matches!(lab.adopt().await, Adopted::Exited(_)));
+            assert_eq!(cgroups_named(&lab.spec.label), [Path::new(""); 0]);
+        }
+        if next == "start" {
+            let again = lab.start().await;
+            again.kill().await.unwrap();
+            lab.left_nothing().await;
+        }
+        assert!(!alive(process.pid()));
     }
 }
 
