@@ -530,8 +530,8 @@ impl Driver {
         let dir = self.dir.clone();
         self.file_work("erase the machine's files", move || prepare::erase(&dir))
             .await?;
-        self.machine.cell.forget(self.shared.now_ms()).await?;
-        self.shared.forget(&self.machine);
+        let free = || self.shared.forget(&self.machine);
+        self.machine.cell.forget(self.shared.now_ms(), free).await?;
         info!(machine = %self.machine.cell.id, "gone");
         Ok(())
     }
