@@ -88,7 +88,7 @@ async fn another_boot(lab: &Lab, before: &str) {
 /// Ends the guest from within, without asking the server.
 async fn by_itself(lab: &Lab, machine: &Machine, mode: ShutdownMode) {
     match lab.runtime {
-        Runtime::Qemu => {
+        Runtime::Qemu | Runtime::Firecracker | Runtime::CloudHypervisor => {
             let command = match mode {
                 ShutdownMode::PowerOff => "poweroff -f",
                 ShutdownMode::Reboot => "reboot -f",

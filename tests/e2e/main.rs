@@ -9,5 +9,6 @@ mod bad_input;
 mod crash;
 mod import;
 mod isolation;
+mod kernels;
 mod life;
 mod shell;

@@ -13,11 +13,25 @@ pub fn is_root() -> bool {
 
 /// Where QEMU is, if it is.
 pub fn qemu() -> Option<PathBuf> {
-    let name = format!("qemu-system-{}", std::env::consts::ARCH);
+    program(&format!("qemu-system-{}", std::env::consts::ARCH))
+}
+
+/// Where a VMM is, if it is.
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
     ["/usr/bin", "/usr/local/bin"]
         .iter()
-        .map(|dir| Path::new(dir).join(&name))
+        .map(|dir| Path::new(dir).join(name))
         .find(|path| path.is_file())
+}
+
+/// Whether the processor can run guests; a device `/dev/kvm` alone says nothing.
+pub(crate) fn has_virtualization() -> bool {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = text.lines().find(|line| line.starts_with("flags"));
+    flags.is_some_and(|line| {
+        line.split_whitespace()
+            .any(|flag| matches!(flag, "vmx" | "svm"))
+    })
 }
 
 /// The directory of `hutch` itself for what can be made again: kernels are downloaded once for all tests.

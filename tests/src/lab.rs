@@ -41,6 +41,10 @@ pub enum Runtime {
     Stub,
     /// Real guests.
     Qemu,
+    /// Real guests, on KVM alone.
+    Firecracker,
+    /// Real guests, on KVM alone.
+    CloudHypervisor,
 }
 
 impl Runtime {
@@ -49,7 +53,20 @@ impl Runtime {
         match self {
             Runtime::Stub => "stub",
             Runtime::Qemu => "qemu",
+            Runtime::Firecracker => "firecracker",
+            Runtime::CloudHypervisor => "cloud-hypervisor",
         }
+    }
+
+    /// The runtime of this name.
+    pub fn named(name: &str) -> Option<Runtime> {
+        let all = [
+            Self::Stub,
+            Self::Qemu,
+            Self::Firecracker,
+            Self::CloudHypervisor,
+        ];
+        all.into_iter().find(|runtime| runtime.name() == name)
     }
 
     /// Why tests cannot use it here.
@@ -59,7 +76,17 @@ impl Runtime {
         }
         match self {
             Runtime::Qemu if host::qemu().is_none() => Some("qemu is not installed".to_owned()),
-            _ => None,
+            Runtime::Stub | Runtime::Qemu => None,
+            Runtime::Firecracker | Runtime::CloudHypervisor => {
+                let name = self.name();
+                if host::program(name).is_none() {
+                    Some(format!("{name} is not installed"))
+                } else if !host::has_virtualization() {
+                    Some(format!("{name} needs KVM; `cargo xtask lab` has it"))
+                } else {
+                    None
+                }
+            }
         }
     }
 }

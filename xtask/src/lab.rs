@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use clap::{Args as ClapArgs, Subcommand};
 
-use crate::command::{self, command};
-use crate::{Result, agent, setup};
+use crate::command::{self, cargo, command};
+use crate::{Result, agent, build, setup};
 use load::{Load, quoted};
 use machine::Machine;
 use results::Results;
@@ -49,6 +49,17 @@ enum What {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Measure create to first exec, against the same VMM started bare; prints lines `NAME … ratio N.NN`
+    Bench {
+        /// How many times each, in turn
+        #[arg(short, default_value_t = 5)]
+        n: u32,
+        /// Measure the debug build
+        #[arg(long)]
+        debug: bool,
+        /// Runtimes; by default all that have their programs
+        runtimes: Vec<String>,
+    },
     /// Open a shell in it
     Shell {
         /// A file or directory to bring to /lab/files
@@ -75,15 +86,10 @@ pub fn run(args: Args) -> Result {
                 [script] => script.clone(),
                 words => words.iter().map(|word| quoted(word) + " ").collect(),
             };
-            let code = Lab::new(&[])?
-                .bring(&bring)?
-                .run(&job, limit, &mut |line| println!("{line}"))?;
-            match code {
-                0 => Ok(()),
-                code => Err(format!("the command in the lab ended with {code}").into()),
-            }
+            Lab::new(false, &[])?.bring(&bring)?.show(&job, limit)
         }
-        What::Shell { bring } => Lab::new(&[])?.bring(&bring)?.shell(),
+        What::Bench { n, debug, runtimes } => bench(n, !debug, runtimes, limit),
+        What::Shell { bring } => Lab::new(false, &[])?.bring(&bring)?.shell(),
     }
 }
 
@@ -100,7 +106,7 @@ fn test(conformance: bool, filters: &[String], limit: Duration) -> Result {
         return Err("no test has such a name".into());
     }
     let programs: Vec<_> = suites.into_iter().map(|suite| suite.program).collect();
-    let lab = Lab::new(&programs)?;
+    let lab = Lab::new(false, &programs)?;
     lab.load.write("tests", &lines.concat())?;
     lab.load.write("tests.sh", include_str!("lab/tests.sh"))?;
     let mut results = Results::new(&lab.load.runtimes);
@@ -108,6 +114,23 @@ fn test(conformance: bool, filters: &[String], limit: Duration) -> Result {
     // What was run before the end came counts as well.
     let finished = results.finish(lines.len());
     ran.and(finished)
+}
+
+fn bench(n: u32, release: bool, names: Vec<String>, limit: Duration) -> Result {
+    build::run(release)?;
+    let mut bench = cargo(["build", "--package", "hutch-tests", "--bin", "bench-boot"]);
+    if release {
+        command::run(bench.arg("--release"))?;
+    }
+    let lab = Lab::new(release, &[])?;
+    let names = match names.as_slice() {
+        [] => lab.load.runtimes.join(" "),
+        _ => names.join(" "),
+    };
+    let job = format!(
+        "for name in {names}; do \"$LAB_PROGRAMS\"/bench-boot {n} 0 $name || failed=1; done; exit ${{failed:-0}}"
+    );
+    lab.show(&job, limit)
 }
 
 /// One run of it.
@@ -121,7 +144,7 @@ struct Lab {
 
 impl Lab {
     /// Waits for it, and puts together what goes in: programs of ours, and these.
-    fn new(programs: &[PathBuf]) -> Result<Lab> {
+    fn new(release: bool, programs: &[PathBuf]) -> Result<Lab> {
         let cache = cache();
         let (lab, lock) = root::take(&cache)?;
         let root = root::root(&lab)?;
@@ -130,7 +153,7 @@ impl Lab {
         drop(fs::remove_dir_all(&dir));
         fs::create_dir_all(&dir)?;
         Ok(Lab {
-            load: Load::new(&dir, &cache, programs)?,
+            load: Load::new(&dir, &cache, release, programs)?,
             dir,
             root,
             _lock: lock,
@@ -142,6 +165,14 @@ impl Lab {
             self.load.file(&std::env::current_dir()?.join(file))?;
         }
         Ok(self)
+    }
+
+    /// Runs a script and shows what it prints.
+    fn show(self, job: &str, limit: Duration) -> Result {
+        match self.run(job, limit, &mut |line| println!("{line}"))? {
+            0 => Ok(()),
+            code => Err(format!("the command in the lab ended with {code}").into()),
+        }
     }
 
     /// Runs a script, and returns its exit code.

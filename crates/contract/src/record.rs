@@ -102,7 +102,7 @@ pub struct MachineRecord {
     pub exit: Option<Exit>,
     /// Starts since creation.
     pub starts: u32,
-    /// Restarts in a row that did not come to run; a back-off grows with it.
+    /// Starts in a row that failed; none once it runs.
     #[serde(default)]
     pub failed_starts: u32,
     /// When it was created, UTC, in milliseconds since 1970.

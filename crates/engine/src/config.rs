@@ -75,6 +75,8 @@ pub struct RuntimeOptions {
     pub huge_pages: bool,
     /// The host's CPUs that VMMs may run on; empty: all.
     pub affinity: Vec<u32>,
+    /// The most CPU time of the host for each virtual CPU, in percent of one CPU; none: as much as there is.
+    pub cpu_percent: Option<u32>,
 }
 
 #[cfg(test)]

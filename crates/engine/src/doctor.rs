@@ -25,6 +25,7 @@ pub(crate) fn runtimes(config: &EngineConfig) -> Runtimes {
         cpu_template: config.runtime_options.cpu_template.clone(),
         huge_pages: config.runtime_options.huge_pages,
         affinity: config.runtime_options.affinity.clone(),
+        cpu_percent: config.runtime_options.cpu_percent,
         console_bytes: config.console_bytes,
         ..RuntimeConfig::default()
     })

@@ -350,6 +350,7 @@ impl Driver {
             .cell
             .update(|record| {
                 record.observed = Observed::Running;
+                record.failed_starts = 0;
                 record.exit = None;
                 if booted || !ran {
                     record.starts += 1;
@@ -572,6 +573,7 @@ impl Driver {
                     // A wish that came meanwhile has not failed.
                     if record.generation == generation {
                         record.observed = failed;
+                        record.failed_starts = record.failed_starts.saturating_add(1);
                         record.served = generation;
                         record.restart = false;
                     }

@@ -21,6 +21,7 @@ mod kernel_image;
 mod kmod_index;
 mod limits;
 mod modules;
+mod modules_dir;
 mod pax;
 mod progress;
 mod refusal;

@@ -90,6 +90,8 @@ pub struct Runtime {
     pub huge_pages: bool,
     /// The host's CPUs that VMMs may run on.
     pub affinity: Option<Cpus>,
+    /// The most CPU time for each virtual CPU, in percent.
+    pub cpu_percent: Option<u32>,
     /// Path of a program, by runtime.
     #[serde(default)]
     pub programs: BTreeMap<String, PathBuf>,
@@ -227,6 +229,7 @@ impl Config {
                     .affinity
                     .clone()
                     .map_or(Vec::new(), |cpus| cpus.0),
+                cpu_percent: self.runtime.cpu_percent,
             },
             allow_emulation: self.runtime.allow_emulation,
             max_machines: self.limits.machines,

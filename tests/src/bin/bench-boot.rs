@@ -1,6 +1,7 @@
-//! `cargo xtask bench boot`: create to first exec through the server, against the same QEMU started bare, in turn.
+//! `cargo xtask bench boot` and `lab bench`: create to first exec through the server, against the same VMM started bare,
+//! in turn. Arguments: rounds, machines (0: only boots are measured), runtime.
 //!
-//! Bare means: the arguments that the server gave to QEMU, the same files, and nothing else of ours. The clock of the
+//! Bare means: the arguments that the server gave to the VMM, the same files, and nothing else of ours. The clock of the
 //! bare side ends with the agent's first answer; that of the server with the answer to a first exec.
 
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
@@ -14,18 +15,30 @@ use hutch_contract::exec::Exec;
 use hutch_guest::session::Session;
 use hutch_tests::{Lab, Runtime, lab};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 const LIMIT: Duration = Duration::from_secs(120);
+/// One try over vsock: a guest that has not set it up may lose what was sent.
+const ATTEMPT: Duration = Duration::from_secs(10);
 const EXECS: usize = 200;
+/// The way to the agent, below a machine's directory: of QEMU, and of those with vsock.
+const AGENT: &str = "run/agent.sock";
+const VSOCK: &str = "run/vmm/vsock.sock";
+/// Cloud Hypervisor's API, which it makes itself here.
+const API: &str = "run/api.sock";
+/// What VMMs make and leave.
+const SOCKETS: [&str; 4] = [AGENT, VSOCK, API, "run/vmm/api.sock"];
 
 #[tokio::main]
 async fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let mut number = || arguments.next().and_then(|text| text.parse::<u32>().ok());
-    let (rounds, machines) = (number().unwrap_or(10), number().unwrap_or(20));
-    let lab = lab!(Runtime::Qemu).env("HUTCH_LOG", "warn").start().await;
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let number = |at: usize| arguments.get(at)?.parse::<u32>().ok();
+    let (rounds, machines) = (number(0).unwrap_or(10), number(1).unwrap_or(20));
+    let name = arguments.get(2).map_or("qemu", String::as_str);
+    let runtime = Runtime::named(name).unwrap_or_else(|| panic!("there is no runtime {name}"));
+    let lab = lab!(runtime).env("HUTCH_LOG", "warn").start().await;
     lab.busybox().await;
     let bare = Bare::of(&lab).await;
 
@@ -47,13 +60,17 @@ async fn main() {
     let (alone, served) = (median(&mut alone), median(&mut served));
     let ratio = served.as_secs_f64() / alone.as_secs_f64();
     println!(
-        "bare boot to first answer    p50 {:>9.1} ms over {rounds}",
+        "{name}: bare boot to first answer    p50 {:>9.1} ms over {rounds}",
         ms(alone)
     );
     println!(
-        "create --cold to first exec  p50 {:>9.1} ms ratio {ratio:.2}",
+        "{name}: create --cold to first exec  p50 {:>9.1} ms ratio {ratio:.2}",
         ms(served)
     );
+    if machines == 0 {
+        lab.finish().await;
+        return;
+    }
 
     lab.create("exec").await;
     let mut execs = Vec::new();
@@ -105,8 +122,9 @@ async fn through(lab: &Lab, name: &str) -> (Duration, String) {
     (took, read.unwrap().stdout.trim().to_owned())
 }
 
-/// A machine's files and QEMU's arguments, without a server.
+/// A machine's files and its VMM's arguments, without a server.
 struct Bare {
+    runtime: Runtime,
     dir: PathBuf,
     argv: Vec<String>,
 }
@@ -117,9 +135,13 @@ impl Bare {
         let machine = lab.create("bare").await;
         let theirs = lab.machine_dir(&machine);
         let launch = fs::read(theirs.join("run/launch.json")).unwrap();
+        let launch: Value = serde_json::from_slice(&launch).unwrap();
         lab.client().stop("bare", Some(LIMIT)).await.unwrap();
         let dir = lab.dir.join("bare");
-        fs::create_dir_all(dir.join("run")).unwrap();
+        fs::create_dir_all(dir.join("run/vmm")).unwrap();
+        for (file, text) in launch["files"].as_object().into_iter().flatten() {
+            fs::write(dir.join(file), text.as_str().unwrap()).unwrap();
+        }
         for file in ["disk.raw", "kernel", "initramfs", "modules.img"] {
             let mut copy = Command::new("cp");
             copy.arg("--sparse=always")
@@ -129,47 +151,75 @@ impl Bare {
         }
         lab.client().delete("bare", Some(LIMIT)).await.unwrap();
         Bare {
-            argv: with_paths(&serde_json::from_slice(&launch).unwrap()),
+            runtime: lab.runtime,
+            argv: with_paths(&launch),
             dir,
         }
     }
 
     /// Boots it once.
     async fn boot(&self) -> (Duration, String) {
-        let socket = self.dir.join("run/agent.sock");
-        drop(fs::remove_file(&socket));
-        let mut qemu = Command::new(&self.argv[0]);
-        qemu.args(&self.argv[1..])
+        for socket in SOCKETS {
+            drop(fs::remove_file(self.dir.join(socket)));
+        }
+        let mut vmm = Command::new(&self.argv[0]);
+        vmm.args(&self.argv[1..])
             .current_dir(&self.dir)
             .kill_on_drop(true);
-        qemu.stdin(Stdio::null())
+        vmm.stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::inherit());
+            .stderr(Stdio::null());
         let start = Instant::now();
-        let mut qemu = qemu.spawn().unwrap();
-        let session = tokio::time::timeout(LIMIT, answer(&mut qemu, &socket))
+        let mut vmm = vmm.spawn().unwrap();
+        let session = tokio::time::timeout(LIMIT, self.answer(&mut vmm))
             .await
             .unwrap();
         let took = start.elapsed();
         let boot_id = session.hello().boot_id.clone();
-        qemu.kill().await.unwrap();
+        vmm.kill().await.unwrap();
         (took, boot_id)
     }
-}
 
-/// The agent's first answer.
-async fn answer(qemu: &mut Child, socket: &Path) -> Session {
-    loop {
-        assert!(qemu.try_wait().unwrap().is_none(), "qemu ended");
-        if let Ok(stream) = UnixStream::connect(socket).await {
-            let link = hutch_guest::link::connect(stream, LIMIT).await.unwrap();
-            return Session::open(link, LIMIT).await.unwrap();
+    /// The agent's first answer.
+    async fn answer(&self, vmm: &mut Child) -> Session {
+        loop {
+            assert!(vmm.try_wait().unwrap().is_none(), "the VMM ended");
+            let session = match self.runtime {
+                Runtime::Firecracker | Runtime::CloudHypervisor => {
+                    match through_vsock(&self.dir.join(VSOCK)).await {
+                        Some(stream) => Session::open(stream, ATTEMPT).await.ok(),
+                        None => None,
+                    }
+                }
+                _ => match UnixStream::connect(self.dir.join(AGENT)).await {
+                    Ok(stream) => {
+                        let link = hutch_guest::link::connect(stream, LIMIT).await.unwrap();
+                        Some(Session::open(link, LIMIT).await.unwrap())
+                    }
+                    Err(_) => None,
+                },
+            };
+            if let Some(session) = session {
+                return session;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
-/// QEMU's arguments with paths where the shim gives it descriptors.
+/// The agent's port, once it listens. See `crates/runtime/src/vsock.rs`.
+async fn through_vsock(socket: &Path) -> Option<UnixStream> {
+    let attempt = async {
+        let mut stream = UnixStream::connect(socket).await.ok()?;
+        stream.write_all(b"CONNECT 1003\n").await.ok()?;
+        while stream.read_u8().await.ok()? != b'\n' {}
+        Some(stream)
+    };
+    let attempt = tokio::time::timeout(Duration::from_secs(3), attempt).await;
+    attempt.ok().flatten()
+}
+
+/// The VMM's arguments with paths where the shim gives it descriptors.
 fn with_paths(launch: &Value) -> Vec<String> {
     let mut argv: Vec<String> = serde_json::from_value(launch["argv"].clone()).unwrap();
     let sockets = launch["listen"].as_array().unwrap();
@@ -180,6 +230,13 @@ fn with_paths(launch: &Value) -> Vec<String> {
                 socket["path"].as_str().unwrap(),
             );
             *argument = argument.replace(&fd, &format!("path={path},"));
+        }
+        // Cloud Hypervisor's API and events, as whole arguments.
+        if argument.starts_with("fd=") {
+            *argument = format!(
+                "path={}",
+                if argument == "fd=3" { API } else { "/dev/null" }
+            );
         }
         if let Some(fd) = launch["monitor"]["fd"].as_i64()
             && argument.ends_with(&format!("fd={fd}"))

@@ -31,6 +31,8 @@ mkdir -p "$LAB_PROGRAMS" /kernel
 # Tests look for programs where they were built.
 mount --bind /lab/programs "$LAB_PROGRAMS"
 for part in "/var/cache/hutch/kernels/$LAB_KERNEL"/*; do ln -s "$part" /kernel/; done
+# The first start of a program takes many times as long as the next, and more than its version is waited for.
+for program in qemu-system-x86_64 /lab/vmm/*; do "${program##*/}" --version >/dev/null 2>&1; done
 cd /tmp || exit
 if [ -n "$LAB_TERMINAL" ]; then
     setsid -c sh /lab/job <>/dev/hvc0 >&0 2>&0

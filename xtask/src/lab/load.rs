@@ -45,7 +45,7 @@ pub struct Load {
 
 impl Load {
     /// Ours and theirs, without a job. `dir` is the run's own.
-    pub fn new(dir: &Path, cache: &Path, programs: &[PathBuf]) -> Result<Load> {
+    pub fn new(dir: &Path, cache: &Path, release: bool, programs: &[PathBuf]) -> Result<Load> {
         let stage = dir.join("stage");
         fs::create_dir_all(&stage)?;
         let mut load = Load {
@@ -55,7 +55,7 @@ impl Load {
             runtimes: vec!["qemu"],
         };
         load.write("init", INIT)?;
-        load.programs(programs)?;
+        load.programs(release, programs)?;
         load.vmms(cache)?;
         load.kernel(cache)?;
         for name in PASSED {
@@ -85,8 +85,8 @@ impl Load {
             .push_str(&format!("export {name}={value}\n"));
     }
 
-    fn programs(&mut self, more: &[PathBuf]) -> Result {
-        let from = crate::profile_dir(false);
+    fn programs(&mut self, release: bool, more: &[PathBuf]) -> Result {
+        let from = crate::profile_dir(release);
         let ours = PROGRAMS.map(|name| from.join(name));
         for program in ours.iter().filter(|path| path.exists()).chain(more) {
             let below = program.strip_prefix(&from)?;
@@ -131,13 +131,16 @@ impl Load {
 
     /// The kernel that guests boot with.
     fn kernel(&mut self, cache: &Path) -> Result {
-        let known = cache.join("distribution");
-        if !known.exists() {
-            let test_kernel = crate::profile_dir(false).join("test-kernel");
+        // It completes what is in the cache, and is not there after a build of a single crate.
+        let test_kernel = crate::profile_dir(false).join("test-kernel");
+        if test_kernel.exists() {
             let made = output(&mut command::<&str>(&test_kernel.to_string_lossy(), []));
             made.map_err(|error| format!("a kernel for guests is needed: {error}"))?;
         }
-        let key = fs::read_to_string(&known)?;
+        let known = cache.join("distribution");
+        let key = fs::read_to_string(&known).map_err(|error| {
+            format!("no kernel for guests: {error}; `cargo xtask test` makes one")
+        })?;
         let to = self.stage.join("cache/kernels");
         fs::create_dir_all(&to)?;
         command::run(

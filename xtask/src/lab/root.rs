@@ -1,7 +1,9 @@
 //! The lab's Debian: a disk made from packages, kept in the cache, and its own kernel with a small initramfs.
 
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::Result;
 use crate::build;
@@ -30,6 +32,8 @@ const SCRIPT: &str = include_str!("root.sh");
 const SIZE: &str = "8G";
 /// Release for a host that is no Debian.
 const SUITE: &str = "bookworm";
+/// How long a root is kept that another recipe has followed.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A Debian to boot.
 pub struct Root {
@@ -40,23 +44,40 @@ pub struct Root {
 
 /// Finds it in `lab`, the lab's directory in the cache, or makes it. The caller has the lab's lock.
 pub fn root(lab: &Path) -> Result<Root> {
-    let dir = lab.join("root");
     let recipe = recipe();
+    let mut hasher = DefaultHasher::new();
+    recipe.hash(&mut hasher);
+    // One for each recipe: other checkouts may have others.
+    let dir = lab.join(format!("root-{:016x}", hasher.finish()));
     let root = Root {
         disk: dir.join("disk.raw"),
         kernel: dir.join("kernel"),
         initramfs: dir.join("initramfs"),
     };
-    // Written last.
-    if fs::read_to_string(dir.join("recipe")).is_ok_and(|made| made == recipe) {
+    let done = dir.join("recipe");
+    if done.exists() {
         return Ok(root);
     }
     eprintln!("the lab's Debian is made now: this takes some minutes, once");
+    sweep(lab)?;
     drop(fs::remove_dir_all(&dir));
     fs::create_dir_all(&dir)?;
     make(&dir, &root)?;
-    fs::write(dir.join("recipe"), recipe)?;
+    fs::write(done, recipe)?;
     Ok(root)
+}
+
+/// Removes roots that are no longer made.
+fn sweep(lab: &Path) -> Result {
+    for entry in fs::read_dir(lab)? {
+        let entry = entry?;
+        let is_root = entry.file_name().to_string_lossy().starts_with("root-");
+        let old = entry.metadata()?.modified()?.elapsed().unwrap_or_default() > KEPT;
+        if is_root && old {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Another text makes another root.

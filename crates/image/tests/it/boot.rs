@@ -154,6 +154,63 @@ fn what_is_no_kernel_package_leaves_nothing() {
 }
 
 #[test]
+fn a_kernel_alone_boots_without_modules_or_with_those_of_its_release() {
+    let dir = tempfile::tempdir().unwrap();
+    let (agent, cache) = (dir.path().join("agent"), dir.path().join("cache"));
+    std::fs::write(&agent, "agent").unwrap();
+    let kernel = |name: &str, content: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    let set = |path: &Path, modules: Option<&Path>| {
+        let modules = modules.map(Path::to_owned);
+        let path = path.to_owned();
+        set(&cache, &agent, &KernelSource::File { path, modules })
+    };
+    let content = b"\x7fELF one Linux version 9.9.9-test (x)";
+    let one = kernel("one", content);
+    let alone = set(&one, None).unwrap();
+    assert_eq!(alone.kernel_release, "9.9.9-test");
+    assert_eq!(alone.modules_disk, None);
+    assert_eq!(std::fs::read(alone.elf.as_ref().unwrap()).unwrap(), content);
+    assert_eq!(std::fs::read(&alone.kernel).unwrap(), content);
+    assert_eq!(set(&one, None).unwrap(), alone, "from the cache");
+
+    let modules = dir.path().join("9.9.9-test");
+    std::fs::create_dir(&modules).unwrap();
+    std::fs::write(modules.join("modules.builtin"), "kernel/virtio_blk.ko\n").unwrap();
+    let with = set(&one, Some(&modules)).unwrap();
+    assert!(with.modules_disk.as_ref().unwrap().is_file());
+    assert_ne!(with.id, alone.id);
+
+    // Another kernel of that release gets what is here for it, one of another release does not.
+    let same = set(
+        &kernel("two", b"\x7fELF two Linux version 9.9.9-test (x)"),
+        None,
+    )
+    .unwrap();
+    let (theirs, ours) = (with.modules_disk.unwrap(), same.modules_disk.unwrap());
+    assert_eq!(std::fs::read(theirs).unwrap(), std::fs::read(ours).unwrap());
+    assert!(same.id != with.id && same.id != alone.id);
+    let other = set(&kernel("three", b"\x7fELF Linux version 9.9.8 (x)"), None).unwrap();
+    assert_eq!(other.modules_disk, None);
+
+    let error = set(&kernel("script", b"#!/bin/sh\n"), None).unwrap_err();
+    assert_eq!(error.kind(), Kind::Invalid, "{error:?}");
+    assert!(
+        error.to_string().contains("neither a kernel package"),
+        "{error}"
+    );
+    let deb = kernel("x.deb", b"!<arch>\nnonsense");
+    let error = set(&deb, Some(&modules)).unwrap_err();
+    assert!(
+        error.to_string().contains("brings its own modules"),
+        "{error}"
+    );
+}
+
+#[test]
 fn busybox_makes_a_small_root() {
     let mut tar = Vec::new();
     if let Err(error) = busybox(&mut tar) {

@@ -61,7 +61,7 @@ const fn key(path: &'static str, shape: Shape, also: &'static [&'static str]) ->
 }
 
 /// All of them.
-pub(super) const KEYS: [Key; 21] = [
+pub(super) const KEYS: [Key; 22] = [
     key("listen", Shape::Text, &[]),
     key("data_dir", Shape::Text, &["DATA_DIR"]),
     key("cache_dir", Shape::Text, &[]),
@@ -80,6 +80,7 @@ pub(super) const KEYS: [Key; 21] = [
     key("runtime.cpu_template", Shape::Text, &[]),
     key("runtime.huge_pages", Shape::Flag, &[]),
     key("runtime.affinity", Shape::Cpus, &[]),
+    key("runtime.cpu_percent", Shape::Number(1..=100), &[]),
     // A machine's slot is a u16.
     key(
         "limits.machines",
