@@ -70,6 +70,10 @@ pub(crate) fn clear(dir: &Path) {
         left.into_iter().for_each(|pid| kill(pid, Signal::KILL));
         std::thread::sleep(Duration::from_millis(20));
     }
+    let items = hutch_engine::inventory(&dir.join("data")).unwrap_or_default();
+    for item in items.iter().filter(|item| item.kind == "cgroup") {
+        drop(hutch_runtime::cgroup::destroy(&item.name));
+    }
     drop(fs::remove_dir_all(dir));
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ImageId, KeyId, MachineId, OperationId, OwnerId};
-use crate::image::{Image, ImageSource};
+use crate::image::{Image, ImageSource, ImportFormat};
 use crate::key::Scope;
 use crate::machine::{Exit, Isolation, Timing};
 use crate::name::Name;
@@ -172,6 +172,41 @@ pub struct OperationRecord {
     pub state: OperationState,
     /// When it began, UTC, in milliseconds since 1970.
     pub created_at_ms: u64,
+    /// What a next server needs to go on with it; an operation without is ended as interrupted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work: Option<ImageWork>,
+}
+
+/// An image that is being made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageWork {
+    /// As it will be, but for what only its content tells.
+    pub image: ImageRecord,
+    /// What it is made from.
+    pub input: ImageInput,
+    /// How many servers have begun with it.
+    pub tries: u32,
+}
+
+/// What an image is made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ImageInput {
+    /// An upload that lies in the data directory.
+    Upload {
+        /// What it is.
+        format: ImportFormat,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Packages of Debian.
+    Debian {
+        /// The release; by default the host's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        suite: Option<String>,
+    },
+    /// The host's static busybox.
+    Busybox,
 }
 
 /// A key. The secret itself is nowhere.

@@ -128,6 +128,7 @@ fn records_of_format_1() {
                 hint: Some("try".into()),
             },
             created_at_ms: 1_763_779_200_000,
+            work: None,
         },
     );
     check(

@@ -11,5 +11,5 @@ mod space;
 
 pub use clone::{Cloned, Method, clone_file, reflink_supported};
 pub use error::{Error, Kind};
-pub use publish::{publish_dir, sync_dir, write_atomic};
+pub use publish::{publish_dir, publish_file, sync_dir, write_atomic};
 pub use space::{free_bytes, grow};

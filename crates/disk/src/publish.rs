@@ -18,6 +18,15 @@ pub fn publish_dir(tmp: &Path, target: &Path) -> Result<(), Error> {
     sync_dir(parent(target))
 }
 
+/// Renames the file `tmp` to `target` once it is on disk. Both must be on one filesystem. Replaces what was there.
+pub fn publish_file(tmp: &Path, target: &Path) -> Result<(), Error> {
+    File::open(tmp)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io("sync", tmp))?;
+    std::fs::rename(tmp, target).map_err(Error::io("publish", target))?;
+    sync_dir(parent(target))
+}
+
 /// Makes the names in `dir` durable.
 pub fn sync_dir(dir: &Path) -> Result<(), Error> {
     File::open(dir)
@@ -70,6 +79,19 @@ fn sync_tree(dir: &Path) -> Result<(), Error> {
 mod tests {
     use super::*;
     use crate::Kind;
+
+    #[test]
+    fn a_file_is_published_whole_and_replaces() {
+        let root = tempfile::tempdir().unwrap();
+        let (tmp, target) = (root.path().join("tmp"), root.path().join("final"));
+        std::fs::write(&target, "old").unwrap();
+        std::fs::write(&tmp, "new").unwrap();
+        publish_file(&tmp, &target).unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"new");
+        assert!(!tmp.exists());
+        assert!(publish_file(&tmp, &target).is_err());
+        assert_eq!(std::fs::read(&target).unwrap(), b"new");
+    }
 
     #[test]
     fn a_directory_is_published_once() {

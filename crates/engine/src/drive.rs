@@ -171,7 +171,12 @@ impl Driver {
         };
         tokio::select! {
             _ = records.changed() => {}
-            report = exited => self.ended(report.exit),
+            report = exited => {
+                if !report.stderr_tail.is_empty() {
+                    info!(machine = %self.machine.cell.id, said = report.stderr_tail, "last words of the VMM");
+                }
+                self.ended(report.exit);
+            }
             () = lost => {
                 info!(machine = %self.machine.cell.id, "lost the connection to the agent");
                 self.machine.session.send_replace(None);
@@ -200,7 +205,7 @@ impl Driver {
             }
             Step::NoteRestarting => self.note_restarting().await,
             Step::NoteUnknown => self.note_unknown().await,
-            Step::Remove => self.remove().await,
+            Step::Remove => self.remove(&current.record).await,
         }
     }
 
@@ -526,12 +531,18 @@ impl Driver {
         Ok(())
     }
 
-    async fn remove(&mut self) -> Result<(), Error> {
-        let dir = self.dir.clone();
-        self.file_work("erase the machine's files", move || prepare::erase(&dir))
-            .await?;
-        self.machine.cell.forget(self.shared.now_ms()).await?;
-        self.shared.forget(&self.machine);
+    async fn remove(&mut self, record: &MachineRecord) -> Result<(), Error> {
+        let (dir, label) = (self.dir.clone(), self.shared.label(record.slot));
+        self.file_work("erase the machine's files", move || {
+            // Its shim does this, unless it crashed.
+            hutch_runtime::cgroup::destroy(&label).map_err(|source| {
+                prepare::io_error("end what runs in the cgroup of", dir.path(), source)
+            })?;
+            prepare::erase(&dir)
+        })
+        .await?;
+        let free = || self.shared.forget(&self.machine);
+        self.machine.cell.forget(self.shared.now_ms(), free).await?;
         info!(machine = %self.machine.cell.id, "gone");
         Ok(())
     }

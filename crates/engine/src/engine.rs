@@ -170,6 +170,11 @@ pub(crate) fn spool_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("tmp")
 }
 
+/// Uploads that imports are made from, whole and on disk: they stay until the import has ended.
+pub(crate) fn uploads_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("uploads")
+}
+
 impl Engine {
     /// Takes the data directory, opens the store, finishes or undoes what a crash interrupted, and adopts every
     /// machine that runs.
@@ -181,6 +186,7 @@ impl Engine {
             &config.data_dir,
             &machines_dir(&config.data_dir),
             &images_dir(&config.data_dir),
+            &uploads_dir(&config.data_dir),
             &config.cache_dir,
         ] {
             public_dir(dir)?;
@@ -280,11 +286,11 @@ impl Engine {
         .await?;
         self.load_slots().await?;
         self.load_images().await?;
-        self.fail_interrupted_operations().await?;
+        let unfinished = self.load_operations().await?;
         self.sweep_idempotency().await?;
         store.compact(KEEP_REVISIONS).await?;
         let machines = self.load_machines().await?;
-        self.remove_orphans().await?;
+        self.remove_orphans(&unfinished).await?;
         let slots: BTreeSet<u16> = machines.iter().map(|(_, record)| record.slot).collect();
         let tag = shared.instance.tag.clone();
         blocking("look for cgroups", move || {
@@ -292,6 +298,9 @@ impl Engine {
             Ok(())
         })
         .await?;
+        for running in unfinished {
+            self.go_on_with_image(running);
+        }
         for (machine, record) in machines {
             // A runtime that this build does not have: the record stays, visible, and nothing is done to it.
             if let Err(error) = shared.drive(machine.clone(), &record, false) {
@@ -397,7 +406,7 @@ impl Engine {
 
     /// Erases directories whose records are gone: what an interrupted delete or import left. What has not the name of
     /// one of ours is not ours.
-    async fn remove_orphans(&self) -> Result<(), Error> {
+    async fn remove_orphans(&self, unfinished: &[Arc<Running>]) -> Result<(), Error> {
         let shared = &self.shared;
         let machines = machines_dir(&shared.config.data_dir);
         for id in ids_in::<MachineId>(&machines)? {
@@ -409,6 +418,14 @@ impl Engine {
         for id in ids_in::<ImageId>(&images_dir(&shared.config.data_dir))? {
             if !shared.fleet().images.contains_key(&id) {
                 erase_orphan(&shared.image_dir(&id))?;
+            }
+        }
+        for id in ids_in::<ImageId>(&uploads_dir(&shared.config.data_dir))? {
+            if !unfinished
+                .iter()
+                .any(|running| running.record.target == id.as_str())
+            {
+                erase_orphan(&shared.upload(&id))?;
             }
         }
         Ok(())

@@ -15,7 +15,7 @@ use hutch_contract::machine::Status;
 use hutch_contract::name::Name;
 use hutch_contract::operation::Progress;
 use hutch_contract::page::Page;
-use hutch_contract::record::{FORMAT, ImageRecord, Observed};
+use hutch_contract::record::{FORMAT, ImageInput, ImageRecord, ImageWork, Observed};
 use hutch_image::{Bootstrap, Built, Job, Limits, Purpose};
 use hutch_store::{Check, Write};
 use tokio::io::AsyncWriteExt;
@@ -24,23 +24,10 @@ use tracing::{info, warn};
 
 use crate::access::{self, Access};
 use crate::drive::{blocking, retry_delay};
-use crate::engine::{Shared, spool_dir};
+use crate::engine::{Shared, spool_dir, uploads_dir};
 use crate::operations::Running;
 use crate::prepare::{erase_dir, io_error};
 use crate::{Engine, Error, Principal, admission, machines, plan, rows};
-
-/// What an image is made from.
-enum Input {
-    /// A spooled upload.
-    Upload {
-        format: ImportFormat,
-        path: PathBuf,
-    },
-    Debian {
-        suite: Option<String>,
-    },
-    Busybox,
-}
 
 /// Counts a create that needs an image's disk, so that the image is not deleted meanwhile.
 pub(crate) struct InUse {
@@ -184,31 +171,33 @@ impl Engine {
         }
         let id = ImageId::new();
         let path = spool_dir(&self.shared.config.data_dir).join(format!("{id}.upload"));
-        let spooled = Spooled(path.clone());
-        self.spool(&path, body).await?;
+        let spooled = Spooled::new(path.clone());
+        let bytes = self.spool(&path, body).await?;
         let source = match format {
             ImportFormat::Tar => ImageSource::Tar,
             ImportFormat::Ext4 => ImageSource::Ext4,
         };
-        let accepted = self
-            .make(
-                who,
-                id,
-                name,
-                "image-import",
-                source,
-                Input::Upload { format, path },
-                spooled,
-            )
+        let (engine, who) = (self.clone(), who.clone());
+        // All is here: from now on it does not matter whether the client is.
+        self.unbroken("keep an upload", async move {
+            let upload = engine.shared.upload(&id);
+            let kept = Spooled::new(upload.clone());
+            blocking("keep the upload", move || {
+                Ok(hutch_disk::publish_file(&path, &upload)?)
+            })
             .await?;
-        Ok(accepted)
+            drop(spooled);
+            let input = ImageInput::Upload { format, bytes };
+            engine.make(&who, id, name, source, input, kept).await
+        })
+        .await
     }
 
     async fn spool(
         &self,
         path: &Path,
         mut body: BoxStream<'static, std::io::Result<Bytes>>,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
         let config = &self.shared.config;
         let write_error = |source| io_error("write", path, source);
         let mut file = tokio::fs::OpenOptions::new()
@@ -233,7 +222,8 @@ impl Engine {
             }
             file.write_all(&bytes).await.map_err(write_error)?;
         }
-        file.flush().await.map_err(write_error)
+        file.flush().await.map_err(write_error)?;
+        Ok(total)
     }
 
     /// Makes an image from what the host has: packages of a distribution, or its static busybox.
@@ -266,9 +256,9 @@ impl Engine {
                     distribution: "debian".into(),
                     suite: shown,
                 };
-                (named("debian-base"), source, Input::Debian { suite })
+                (named("debian-base"), source, ImageInput::Debian { suite })
             }
-            "busybox" => (named("busybox"), ImageSource::Busybox, Input::Busybox),
+            "busybox" => (named("busybox"), ImageSource::Busybox, ImageInput::Busybox),
             _ => {
                 return Err(Error::invalid(
                     "distribution",
@@ -277,34 +267,31 @@ impl Engine {
             }
         };
         let id = ImageId::new();
-        let spooled = Spooled(spool_dir(&self.shared.config.data_dir).join(format!("{id}.upload")));
-        self.make(who, id, name, "image-bootstrap", source, input, spooled)
-            .await
+        let nothing = Spooled::new(self.shared.upload(&id));
+        self.make(who, id, name, source, input, nothing).await
     }
 
     /// Reserves the name and begins the operation, in one commit, then works in the background.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a decision that was made before"
-    )]
     async fn make(
         &self,
         who: &Principal,
         id: ImageId,
         name: Name,
-        kind: &str,
         source: ImageSource,
-        input: Input,
-        spooled: Spooled,
+        input: ImageInput,
+        upload: Spooled,
     ) -> Result<Accepted, Error> {
         let shared = self.shared.clone();
+        let kind = match input {
+            ImageInput::Upload { .. } => "image-import",
+            ImageInput::Debian { .. } | ImageInput::Busybox => "image-bootstrap",
+        };
         admission::disk_room(
             &shared.config,
             hutch_disk::free_bytes(&shared.config.data_dir)?,
         )?;
-        let (operation, write) = shared.new_operation(who, kind, id.to_string())?;
         let name_key = rows::image_name(&who.owner, &name);
-        let writes = vec![write, Write::json(name_key.clone(), &id)?];
+        let name_write = Write::json(name_key.clone(), &id)?;
         let record = ImageRecord {
             format: FORMAT,
             id,
@@ -316,6 +303,14 @@ impl Engine {
             used_bytes: 0,
             created_at_ms: shared.now_ms(),
         };
+        let work = ImageWork {
+            image: record.clone(),
+            input,
+            tries: 1,
+        };
+        let target = record.id.to_string();
+        let (operation, write) = shared.new_operation(who, kind, target, Some(work.clone()))?;
+        let writes = vec![write, name_write];
         self.unbroken("begin an image", async move {
             match shared
                 .store
@@ -331,15 +326,27 @@ impl Engine {
                 }
                 Err(error) => return Err(error.into()),
             }
+            // It goes with the operation now.
+            upload.keep();
             let running = shared.show_operation(operation);
             let accepted = Accepted {
                 operation: running.record.id.clone(),
             };
             let tasks = shared.tasks.clone();
-            tasks.spawn(work(shared, running, record, input, spooled));
+            tasks.spawn(make(shared, running, work));
             Ok(accepted)
         })
         .await
+    }
+
+    /// Makes an image that the last server began with.
+    pub(crate) fn go_on_with_image(&self, running: Arc<Running>) {
+        let Some(work) = running.record.work.clone() else {
+            return;
+        };
+        info!(operation = %running.record.id, image = %work.image.name, "making the image from the beginning");
+        let making = make(self.shared.clone(), running, work);
+        self.shared.tasks.spawn(making);
     }
 
     pub(crate) fn find_image(
@@ -401,6 +408,11 @@ impl Engine {
 }
 
 impl Shared {
+    /// Where the upload lies that an image is made from.
+    pub(crate) fn upload(&self, id: &ImageId) -> PathBuf {
+        uploads_dir(&self.config.data_dir).join(id.as_str())
+    }
+
     fn show_image(&self, record: ImageRecord) {
         let mut fleet = self.fleet();
         fleet.image_names.insert(
@@ -411,13 +423,25 @@ impl Shared {
     }
 }
 
-/// A file that goes with the value.
-struct Spooled(PathBuf);
+/// A file that goes with the value, unless it was kept.
+struct Spooled(Option<PathBuf>);
+
+impl Spooled {
+    fn new(path: PathBuf) -> Self {
+        Self(Some(path))
+    }
+
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for Spooled {
     fn drop(&mut self) {
-        // Absent when nothing was spooled.
-        drop(fs::remove_file(&self.0));
+        if let Some(path) = &self.0 {
+            // Absent when there was nothing to put there.
+            drop(fs::remove_file(path));
+        }
     }
 }
 
@@ -431,14 +455,15 @@ impl Drop for CancelOnDrop {
 }
 
 /// The operation: builds in the spool, publishes by rename, then the record and the end of the operation in one commit.
-async fn work(
-    shared: Arc<Shared>,
-    running: Arc<Running>,
-    record: ImageRecord,
-    input: Input,
-    spooled: Spooled,
-) {
+async fn make(shared: Arc<Shared>, running: Arc<Running>, work: ImageWork) {
+    let ImageWork {
+        image: record,
+        input,
+        ..
+    } = work;
     let stage = spool_dir(&shared.config.data_dir).join(record.id.as_str());
+    // What a bootstrap packs and unpacks again.
+    let packed = Spooled::new(stage.with_extension("tar"));
     let target = shared.image_dir(&record.id);
     let cancel = Arc::new(AtomicBool::new(false));
     let build = {
@@ -448,12 +473,16 @@ async fn work(
             stage.clone(),
             target.clone(),
         );
-        let (cancel, spool) = (cancel.clone(), spooled.0.clone());
+        let cancel = cancel.clone();
+        let tar = match input {
+            ImageInput::Upload { .. } => shared.upload(&record.id),
+            ImageInput::Debian { .. } | ImageInput::Busybox => stage.with_extension("tar"),
+        };
         // The end of the engine waits for it: nothing may write here once another server has the directory.
         let counted = shared.tasks.token();
         blocking("make the image", move || {
             let _counted = counted;
-            let built = build(&shared, &running, &input, &spool, &stage, &cancel)?;
+            let built = build(&shared, &running, &input, &tar, &stage, &cancel)?;
             hutch_disk::publish_dir(&stage, &target)?;
             Ok(built)
         })
@@ -461,10 +490,10 @@ async fn work(
     let _cancel = CancelOnDrop(cancel);
     let built = tokio::select! {
         built = build => built,
-        // The next server ends the operation and erases what is there.
+        // The next server begins again.
         () = shared.stop.cancelled() => return,
     };
-    drop(spooled);
+    drop(packed);
     let outcome = built.map(|built| ImageRecord {
         sha256: built.sha256,
         size_bytes: built.size_bytes,
@@ -489,6 +518,8 @@ async fn work(
             () = shared.stop.cancelled() => return,
         }
     }
+    // Not before: until then a next server may have to begin again.
+    drop(Spooled::new(shared.upload(&record.id)));
 }
 
 /// Records the image or frees its name, together with the end of the operation.
@@ -521,8 +552,8 @@ async fn record_end(
 fn build(
     shared: &Shared,
     running: &Running,
-    input: &Input,
-    spool: &Path,
+    input: &ImageInput,
+    tar: &Path,
     stage: &Path,
     cancel: &AtomicBool,
 ) -> Result<Built, Error> {
@@ -548,29 +579,32 @@ fn build(
     };
     let disk = stage.join("disk.raw");
     let built = match input {
-        Input::Upload {
-            format: ImportFormat::Ext4,
-            path,
-        } => {
-            let upload = open(path)?;
-            hutch_image::import_ext4(&upload, &disk, &limits, &mut progress)?
+        ImageInput::Upload { format, bytes } => {
+            let upload = open(tar)?;
+            let there = upload.metadata().map(|metadata| metadata.len());
+            if there.map_err(|source| io_error("look at", tar, source))? != *bytes {
+                return Err(Error::Upload {
+                    source: std::io::Error::other("it is not whole any more"),
+                });
+            }
+            match format {
+                ImportFormat::Ext4 => {
+                    hutch_image::import_ext4(&upload, &disk, &limits, &mut progress)?
+                }
+                ImportFormat::Tar => from_tar(shared, tar, &disk, limits, &mut progress)?,
+            }
         }
-        Input::Upload {
-            format: ImportFormat::Tar,
-            path,
-        } => from_tar(shared, path, &disk, limits, &mut progress)?,
-        Input::Busybox => {
-            let mut tar = create(spool)?;
-            hutch_image::busybox(&mut tar)?;
-            from_tar(shared, spool, &disk, limits, &mut progress)?
+        ImageInput::Busybox => {
+            hutch_image::busybox(&mut create(tar)?)?;
+            from_tar(shared, tar, &disk, limits, &mut progress)?
         }
-        Input::Debian { suite } => {
+        ImageInput::Debian { suite } => {
             let what = Bootstrap {
                 suite: suite.clone(),
                 ..Bootstrap::default()
             };
-            hutch_image::bootstrap(&what, spool, cancel, &mut progress)?;
-            from_tar(shared, spool, &disk, limits, &mut progress)?
+            hutch_image::bootstrap(&what, tar, cancel, &mut progress)?;
+            from_tar(shared, tar, &disk, limits, &mut progress)?
         }
     };
     // Clones are taken by reading; nothing may change it.

@@ -9,13 +9,13 @@ use hutch_contract::id::{ImageId, MachineId};
 use tracing::{info, warn};
 
 use crate::Error;
-use crate::engine::{images_dir, machines_dir, spool_dir, trash_dir};
+use crate::engine::{images_dir, machines_dir, spool_dir, trash_dir, uploads_dir};
 use crate::prepare::io_error;
 
 /// Something of ours on the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Item {
-    /// `process`, `cgroup`, `machine directory`, `image directory`, `spooled file`, `discarded directory`.
+    /// `process`, `cgroup`, `machine directory`, `image directory`, `upload`, `spooled file`, `discarded directory`.
     pub kind: &'static str,
     /// A process' id, or a file's name.
     pub name: String,
@@ -34,6 +34,7 @@ pub fn inventory(data_dir: &Path) -> Result<Vec<Item>, Error> {
     for (kind, names) in [
         ("machine directory", ours::<MachineId>(names(&machines)?)),
         ("image directory", ours::<ImageId>(names(&images)?)),
+        ("upload", names(&uploads_dir(data_dir))?),
         ("spooled file", names(&spool_dir(data_dir))?),
         ("discarded directory", names(&trash_dir(data_dir))?),
     ] {

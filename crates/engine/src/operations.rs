@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hutch_contract::id::OperationId;
 use hutch_contract::operation::{Operation, OperationState, Progress};
-use hutch_contract::record::{FORMAT, OperationRecord};
+use hutch_contract::record::{FORMAT, ImageWork, OperationRecord};
 use hutch_store::Write;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -16,6 +16,8 @@ use crate::{Engine, Error, Principal, rows};
 
 /// Operations whose end is remembered; older ones are dropped.
 const KEPT: usize = 1000;
+/// Servers that may begin with the same work: it may be what ends them.
+const TRIES: u32 = 3;
 
 /// An operation in memory, to be looked at and waited for.
 pub(crate) struct Running {
@@ -68,6 +70,7 @@ impl Shared {
         who: &Principal,
         kind: &str,
         target: String,
+        work: Option<ImageWork>,
     ) -> Result<(OperationRecord, Write), Error> {
         let record = OperationRecord {
             format: FORMAT,
@@ -77,6 +80,7 @@ impl Shared {
             target,
             state: OperationState::Running { progress: None },
             created_at_ms: self.now_ms(),
+            work,
         };
         let write = Write::json(rows::operation(&record.id), &record)?;
         Ok((record, write))
@@ -106,6 +110,7 @@ impl Shared {
         let state = ended(outcome);
         let record = OperationRecord {
             state: state.clone(),
+            work: None,
             ..running.record.clone()
         };
         writes.push(Write::json(rows::operation(&record.id), &record)?);
@@ -187,21 +192,34 @@ impl Engine {
             .ok_or_else(|| Error::not_found("operation", id.as_str()))
     }
 
-    /// Ends what the end of the last server interrupted. Its files are orphans and erased with them.
-    pub(crate) async fn fail_interrupted_operations(&self) -> Result<(), Error> {
+    /// Loads all operations and returns those to go on with, which the end of the last server interrupted. What cannot
+    /// be gone on with, or has seen too many servers end, is ended; its files are orphans and erased with them.
+    pub(crate) async fn load_operations(&self) -> Result<Vec<Arc<Running>>, Error> {
         let shared = &self.shared;
+        let mut unfinished = Vec::new();
         for row in rows::all::<OperationRecord>(shared.store.as_ref(), "operation/").await? {
             rows::known_format(&row.key, row.value.format)?;
-            let record = row.value;
-            let interrupted = matches!(record.state, OperationState::Running { .. });
-            let running = shared.show_operation(record);
-            if interrupted {
+            let mut record = row.value;
+            if !matches!(record.state, OperationState::Running { .. }) {
+                shared.show_operation(record);
+                continue;
+            }
+            let again = record.work.as_mut().is_some_and(|work| {
+                work.tries += 1;
+                work.tries <= TRIES
+            });
+            if again {
+                let write = Write::json(row.key, &record)?;
+                shared.store.commit(Vec::new(), vec![write]).await?;
+                unfinished.push(shared.show_operation(record));
+            } else {
+                let running = shared.show_operation(record);
                 let freed = self.names_reserved_for(&running.record.target).await?;
                 shared
                     .end_operation(&running, Err(&Error::Interrupted), freed, || {})
                     .await?;
             }
         }
-        Ok(())
+        Ok(unfinished)
     }
 }

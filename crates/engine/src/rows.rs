@@ -227,8 +227,9 @@ impl Cell {
         })?
     }
 
-    /// Drops the record with its name; its slot begins to rest.
-    pub async fn forget(&self, now_ms: u64) -> Result<(), Error> {
+    /// Drops the record with its name; its slot begins to rest. `free` is called once that is durable and before
+    /// anybody hears of it.
+    pub async fn forget(&self, now_ms: u64, free: impl FnOnce()) -> Result<(), Error> {
         let _writing = self.writing.lock().await;
         let Some(current) = self.get() else {
             return Ok(());
@@ -245,6 +246,7 @@ impl Cell {
                 ],
             )
             .await?;
+        free();
         self.current.send_replace(None);
         Ok(())
     }

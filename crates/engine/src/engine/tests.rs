@@ -131,6 +131,7 @@ async fn engine(dir: &Path, store: Arc<Sick>) -> Engine {
     for dir in [
         machines_dir(&config.data_dir),
         images_dir(&config.data_dir),
+        uploads_dir(&config.data_dir),
         spool_dir(&config.data_dir),
     ] {
         fs::create_dir_all(dir).unwrap();

@@ -1,13 +1,16 @@
 //! Engines that end at any moment and come back: machines are adopted or finished, nothing leaks, nothing foreign is
 //! touched.
 
+use std::cell::OnceCell;
 use std::time::{Duration, Instant};
 
-use hutch_contract::id::{ImageId, MachineId};
-use hutch_contract::image::ImportFormat;
+use hutch_contract::id::{ImageId, MachineId, OperationId};
+use hutch_contract::image::{ImageSource, ImportFormat};
 use hutch_contract::machine::{Exit, Status};
 use hutch_contract::operation::OperationState;
+use hutch_contract::record::{FORMAT, ImageInput, ImageRecord, ImageWork, OperationRecord};
 use hutch_engine::{Engine, Error};
+use hutch_store::{Key, SqliteStore, Store, Write};
 use rustix::process::{Signal, kill_process};
 use tokio::runtime::Runtime;
 
@@ -134,25 +137,107 @@ fn a_crash_at_any_moment_loses_no_wish_and_leaves_nothing() {
     }
 }
 
+/// Begins an import, after which the server dies.
+async fn begin_import(lab: &Lab) -> OperationId {
+    let (name, format) = ("b".parse().unwrap(), ImportFormat::Tar);
+    let accepted = lab
+        .engine
+        .import_image(&lab.who, name, format, body(tiny()));
+    accepted.await.unwrap().operation
+}
+
 #[test]
-fn an_interrupted_import_is_told_and_frees_its_name() {
+fn an_import_goes_on_after_a_crash() {
+    let begun = OnceCell::new();
     after_a_crash(
+        async |lab| begun.set(begin_import(lab).await).unwrap(),
         async |lab| {
-            let (name, format) = ("b".parse().unwrap(), ImportFormat::Tar);
-            let body = body(tiny());
-            let accepted = lab.engine.import_image(&lab.who, name, format, body).await;
-            accepted.unwrap();
-        },
-        async |lab| {
-            // Unless it was faster than the crash.
-            if lab.engine.image(&lab.who, "b").is_err() {
-                assert_eq!(lab.import("b", tiny()).await, OperationState::Succeeded);
-            }
+            assert_eq!(
+                lab.ended(begun.get().unwrap()).await,
+                OperationState::Succeeded
+            );
             lab.engine.delete_image(&lab.who, "b").await.unwrap();
-            let images = hutch_engine::inventory(&lab.home.data()).unwrap();
-            assert_eq!(images.len(), 1, "{images:?}");
+            // The image of the lab itself.
+            let left = hutch_engine::inventory(&lab.home.data()).unwrap();
+            let left: Vec<_> = left
+                .iter()
+                .filter(|item| item.kind != "discarded directory")
+                .collect();
+            assert_eq!(left.len(), 1, "{left:?}");
         },
     );
+}
+
+#[test]
+fn an_import_is_given_up_when_it_saw_too_many_servers_die_or_lost_its_upload() {
+    let server = Runtime::new().unwrap();
+    let Some(lab) = server.block_on(Lab::new()) else {
+        return;
+    };
+    let owner = lab.who.owner.clone();
+    let home = dies(server, lab);
+    let server = Runtime::new().unwrap();
+    server.block_on(async {
+        let unfinished = |name: &str, tries| {
+            let image = ImageRecord {
+                format: FORMAT,
+                id: ImageId::new(),
+                owner: owner.clone(),
+                name: name.parse().unwrap(),
+                source: ImageSource::Tar,
+                sha256: String::new(),
+                size_bytes: 0,
+                used_bytes: 0,
+                created_at_ms: 0,
+            };
+            OperationRecord {
+                format: FORMAT,
+                id: OperationId::new(),
+                owner: owner.clone(),
+                kind: "image-import".into(),
+                target: image.id.to_string(),
+                state: OperationState::Running { progress: None },
+                created_at_ms: 0,
+                work: Some(ImageWork {
+                    image,
+                    input: ImageInput::Upload {
+                        format: ImportFormat::Tar,
+                        bytes: 6,
+                    },
+                    tries,
+                }),
+            }
+        };
+        let operations = [unfinished("tired", 3), unfinished("empty", 1)];
+        reopen(&home).await.close().await;
+        let key = |name: String| Key::new(name).unwrap();
+        let store = SqliteStore::open(&home.data().join("hutch.db")).unwrap();
+        for operation in &operations {
+            let name = &operation.work.as_ref().unwrap().image.name;
+            let writes = vec![
+                Write::json(key(format!("operation/{}", operation.id)), operation).unwrap(),
+                Write::json(key(format!("name/{owner}/image/{name}")), &operation.target).unwrap(),
+            ];
+            store.commit(Vec::new(), writes).await.unwrap();
+        }
+        drop(store);
+        let engine = reopen(&home).await;
+        let lab = Lab::of(home, engine);
+        for (operation, why) in operations.iter().zip(["server", "uploads"]) {
+            match lab.ended(&operation.id).await {
+                OperationState::Failed { message, .. } => {
+                    assert!(message.contains(why), "{message}")
+                }
+                other => panic!("{other:?}"),
+            }
+            let name = &operation.work.as_ref().unwrap().image.name;
+            assert_eq!(
+                lab.import(name.as_str(), tiny()).await,
+                OperationState::Succeeded
+            );
+        }
+        lab.engine.close().await;
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -71,7 +71,7 @@ async fn an_image_is_deleted_once_and_its_machines_go_on() {
     lab.restart("a").await;
     lab.wait("a", Status::Running).await.unwrap();
     lab.delete("a").await;
-    assert_eq!(hutch_engine::inventory(&lab.home.data()).unwrap(), []);
+    assert_eq!(lab.home.left(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use hutch_contract::exec::{Exec, ExecResult};
+use hutch_contract::id::OperationId;
 use hutch_contract::image::ImportFormat;
 use hutch_contract::machine::{CreateMachine, Machine, Status};
 use hutch_contract::operation::OperationState;
@@ -186,9 +187,14 @@ impl Lab {
             .import_image(&self.who, name, ImportFormat::Tar, body)
             .await
             .unwrap();
-        let (mut version, id) = (0, accepted.operation);
+        self.ended(&accepted.operation).await
+    }
+
+    /// How an operation ended, once it has.
+    pub async fn ended(&self, id: &OperationId) -> OperationState {
+        let mut version = 0;
         loop {
-            let waited = self.engine.wait_operation(&self.who, &id, version, LONG);
+            let waited = self.engine.wait_operation(&self.who, id, version, LONG);
             let operation = waited.await.unwrap();
             match operation.state {
                 OperationState::Running { .. } => version = operation.version,
