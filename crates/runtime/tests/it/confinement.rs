@@ -11,6 +11,8 @@ use crate::lab::{self, Lab, cgroups_named, descriptors, is_root, status};
 struct Facts {
     /// `status`: 0 none, 2 a filter of its own.
     seccomp: &'static str,
+    /// The same of each other thread.
+    threads: &'static str,
     /// `status`, for a server that is root: permitted, effective, bounding and ambient set alike.
     capabilities: &'static str,
     /// What it may be a further member of: the group that owns this file, when only that may open it.
@@ -30,6 +32,7 @@ struct Facts {
 /// A VMM that gets its sockets from its shim and speaks QMP.
 const QMP: Facts = Facts {
     seccomp: "0",
+    threads: "0",
     capabilities: "0000000000000000",
     group_of: None,
     cwd: "",
@@ -65,6 +68,7 @@ macro_rules! rows {
 
 /// A VMM with an API, that makes sockets of its own.
 const API: Facts = Facts {
+    threads: "2",
     group_of: Some("/dev/kvm"),
     modes: &[
         ("run/lock", 0o600),
@@ -87,7 +91,7 @@ rows! {
         inherits: &[(0, "null"), (1, "pipe"), (2, "pipe"), (3, "socket"), (4, "socket")],
         opens: &["disk.raw", "initramfs", "kernel", "kvm", "kvm-vm", "kvm-vcpu", "urandom", "pipe"], ..API
     };
-    qemu: Facts { seccomp: "2", group_of: Some("/dev/kvm"), opens: &["disk.raw", "kvm", "kvm-vm", "kvm-vcpu"], ..QMP };
+    qemu: Facts { seccomp: "2", threads: "2", group_of: Some("/dev/kvm"), opens: &["disk.raw", "kvm", "kvm-vm", "kvm-vcpu"], ..QMP };
 }
 
 async fn is_confined(lab: Lab, facts: Facts) {
@@ -97,6 +101,14 @@ async fn is_confined(lab: Lab, facts: Facts) {
 
     assert_eq!(status(pid, "NoNewPrivs"), "1");
     assert_eq!(status(pid, "Seccomp"), facts.seccomp);
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    for thread in threads.map(|thread| thread.unwrap().file_name().into_string().unwrap()) {
+        let thread = thread.parse().unwrap();
+        if thread != pid {
+            let name = status(thread, "Name");
+            assert_eq!(status(thread, "Seccomp"), facts.threads, "{name}");
+        }
+    }
     assert_eq!(status(pid, "PPid"), shim.to_string());
     assert_eq!(std::fs::read(format!("/proc/{pid}/environ")).unwrap(), b"");
     let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap();
