@@ -3,7 +3,6 @@
 //! A runtime knows nothing of stores, images or owners. All state of a machine is files in its [`MachineDir`], so a
 //! runtime itself is stateless and a restarted server can adopt what runs.
 
-#[allow(dead_code, reason = "its first runtime is on its way")]
 mod api;
 mod breaker;
 mod dir;
@@ -16,7 +15,6 @@ mod program;
 mod qmp;
 mod spec;
 mod sys;
-#[allow(dead_code, reason = "its first runtime is on its way")]
 mod vsock;
 mod watch;
 
