@@ -77,6 +77,14 @@ pub struct RuntimeOptions {
     pub affinity: Vec<u32>,
     /// The most CPU time of the host for each virtual CPU, in percent of one CPU; none: as much as there is.
     pub cpu_percent: Option<u32>,
+    /// Firecracker's jailer, when its machines are to run in it.
+    pub jailer: Option<PathBuf>,
+    /// Give memory that a guest frees back to the host.
+    pub balloon: bool,
+    /// The most that a guest may read and write on each disk in a second, in bytes.
+    pub disk_bytes_per_s: Option<u64>,
+    /// The same in operations.
+    pub disk_ops_per_s: Option<u64>,
 }
 
 #[cfg(test)]

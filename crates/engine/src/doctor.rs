@@ -26,6 +26,10 @@ pub(crate) fn runtimes(config: &EngineConfig) -> Runtimes {
         huge_pages: config.runtime_options.huge_pages,
         affinity: config.runtime_options.affinity.clone(),
         cpu_percent: config.runtime_options.cpu_percent,
+        jailer: config.runtime_options.jailer.clone(),
+        balloon: config.runtime_options.balloon,
+        disk_bytes_per_s: config.runtime_options.disk_bytes_per_s,
+        disk_ops_per_s: config.runtime_options.disk_ops_per_s,
         console_bytes: config.console_bytes,
         ..RuntimeConfig::default()
     })

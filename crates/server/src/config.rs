@@ -92,6 +92,14 @@ pub struct Runtime {
     pub affinity: Option<Cpus>,
     /// The most CPU time for each virtual CPU, in percent.
     pub cpu_percent: Option<u32>,
+    /// Firecracker's jailer.
+    pub jailer: Option<PathBuf>,
+    /// Whether memory that guests free goes back to the host.
+    pub balloon: bool,
+    /// The most bytes in a second on each disk.
+    pub disk_bytes_per_s: Option<u64>,
+    /// The same in operations.
+    pub disk_ops_per_s: Option<u64>,
     /// Path of a program, by runtime.
     #[serde(default)]
     pub programs: BTreeMap<String, PathBuf>,
@@ -230,6 +238,10 @@ impl Config {
                     .clone()
                     .map_or(Vec::new(), |cpus| cpus.0),
                 cpu_percent: self.runtime.cpu_percent,
+                jailer: self.runtime.jailer.clone(),
+                balloon: self.runtime.balloon,
+                disk_bytes_per_s: self.runtime.disk_bytes_per_s,
+                disk_ops_per_s: self.runtime.disk_ops_per_s,
             },
             allow_emulation: self.runtime.allow_emulation,
             max_machines: self.limits.machines,

@@ -61,7 +61,7 @@ const fn key(path: &'static str, shape: Shape, also: &'static [&'static str]) ->
 }
 
 /// All of them.
-pub(super) const KEYS: [Key; 22] = [
+pub(super) const KEYS: [Key; 26] = [
     key("listen", Shape::Text, &[]),
     key("data_dir", Shape::Text, &["DATA_DIR"]),
     key("cache_dir", Shape::Text, &[]),
@@ -81,6 +81,18 @@ pub(super) const KEYS: [Key; 22] = [
     key("runtime.huge_pages", Shape::Flag, &[]),
     key("runtime.affinity", Shape::Cpus, &[]),
     key("runtime.cpu_percent", Shape::Number(1..=100), &[]),
+    key("runtime.jailer", Shape::Text, &[]),
+    key("runtime.balloon", Shape::Flag, &[]),
+    key(
+        "runtime.disk_bytes_per_s",
+        Shape::Number(1_048_576..=1 << 40),
+        &[],
+    ),
+    key(
+        "runtime.disk_ops_per_s",
+        Shape::Number(10..=10_000_000),
+        &[],
+    ),
     // A machine's slot is a u16.
     key(
         "limits.machines",
