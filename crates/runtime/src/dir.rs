@@ -13,6 +13,8 @@
 //!   events.log  ring: what the VMM's event monitor said
 //!   agent.sock qmp.sock api.sock
 //!   vmm/        the VMM's own: sockets that it makes itself
+//!   container.json console.at console.lock  of a container: its run, how far its output is copied, by whom
+//! workspace/                              a container's: /workspace in it
 //! ```
 
 use std::io::ErrorKind;
@@ -54,6 +56,10 @@ impl MachineDir {
     pub(crate) const EVENTS: &'static str = "run/events.log";
     /// Belongs to the VMM's user: nothing in it is believed to be what it was.
     pub(crate) const VMM: &'static str = "run/vmm";
+    pub(crate) const CONTAINER: &'static str = "run/container.json";
+    pub(crate) const CONSOLE_AT: &'static str = "run/console.at";
+    pub(crate) const CONSOLE_LOCK: &'static str = "run/console.lock";
+    pub(crate) const WORKSPACE: &'static str = "workspace";
     pub(crate) const AGENT_SOCKET: &'static str = "run/agent.sock";
     pub(crate) const MONITOR_SOCKET: &'static str = "run/qmp.sock";
 

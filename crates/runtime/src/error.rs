@@ -80,6 +80,28 @@ pub enum Error {
         /// What is missing from the proof.
         reason: String,
     },
+    /// A program of the host that would keep our machines cannot be spoken to.
+    #[error("{service} cannot be reached: {reason}")]
+    Unreachable {
+        /// Its name.
+        service: &'static str,
+        /// What is in the way.
+        reason: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// The machine cannot be made from this image.
+    #[error("image {image} has no {lacks}, which {runtime} needs")]
+    WrongImage {
+        /// The runtime.
+        runtime: &'static str,
+        /// The image's id.
+        image: String,
+        /// A noun.
+        lacks: &'static str,
+        /// Which way there is.
+        hint: &'static str,
+    },
     /// It does not run.
     #[error("nothing listens for {}", dir.file_name().unwrap_or_default().display())]
     NotRunning {
@@ -137,9 +159,11 @@ impl Error {
                 Kind::Conflict
             }
             Error::Unsupported { .. } => Kind::Unsupported,
+            Error::WrongImage { .. } => Kind::Unsupported,
             Error::Unusable { .. }
             | Error::ProgramMissing { .. }
             | Error::TooOld { .. }
+            | Error::Unreachable { .. }
             | Error::Hung { .. } => Kind::Unavailable,
             Error::Setting { .. } => Kind::Invalid,
             Error::Timeout { .. } => Kind::Timeout,
@@ -157,9 +181,10 @@ impl Error {
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::ProgramMissing { hint, .. } | Error::TooOld { hint, .. } => {
-                Some((*hint).to_owned())
-            }
+            Error::ProgramMissing { hint, .. }
+            | Error::TooOld { hint, .. }
+            | Error::Unreachable { hint, .. }
+            | Error::WrongImage { hint, .. } => Some((*hint).to_owned()),
             Error::Unproved { dir, .. } => Some(format!(
                 "look who holds {}/run/lock; nothing is killed on doubt",
                 dir.display()

@@ -27,13 +27,14 @@ pub mod table;
 pub mod stub;
 
 mod cloud_hypervisor;
+mod docker;
 mod firecracker;
 mod qemu;
 
 pub use dir::MachineDir;
 pub use error::Error;
 pub use process::{Adopted, ExitReport, Process};
-pub use spec::{MachineSpec, Nic, RuntimeConfig, User};
+pub use spec::{ImageLayer, MachineSpec, Nic, Outside, Root, RuntimeConfig, User};
 
 use std::path::Path;
 
@@ -77,6 +78,40 @@ pub trait Runtime: Send + Sync {
     /// Whether it takes a kernel only as an ELF file, having no boot loader.
     fn boots_elf_only(&self) -> bool {
         false
+
+    /// What the root file systems of its machines are made from.
+    fn root(&self) -> Root {
+        Root::Disk
+    }
+
+    /// Makes what a machine has outside of its directory, once in its life, before the first start. What an earlier,
+    /// broken attempt left is replaced. Takes as long as copying an image does; others are not held up.
+    ///
+    /// # Errors
+    /// [`Error::WrongImage`] when the machine cannot be made from this image.
+    async fn prepare(
+        &self,
+        _dir: &MachineDir,
+        _spec: &MachineSpec,
+        _image: &ImageLayer,
+    ) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Removes what `prepare` made, of a machine that does not run. What is not there is removed already.
+    async fn remove(&self, _spec: &MachineSpec) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// All that exists outside of the directories of the server whose instance tag this is, and nothing of anybody
+    /// else.
+    async fn outside(&self, _tag: &str) -> Result<Vec<Outside>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// Removes one of those. One that is in use by another is left alone without an error: it is listed again.
+    async fn remove_outside(&self, _what: &Outside) -> Result<(), Error> {
+        Ok(())
     }
 
     /// Boots a machine whose directory is prepared: disk, kernel, initramfs and modules disk are in place and nothing

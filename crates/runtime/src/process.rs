@@ -293,7 +293,12 @@ pub(crate) async fn kill(
     dir: &MachineDir,
     judge: Judge,
 ) -> Result<(), Error> {
-    match adopt(runtime, dir, judge).await? {
+    end(dir, adopt(runtime, dir, judge).await?).await
+}
+
+/// Ends what was found running.
+pub(crate) async fn end(dir: &MachineDir, found: Adopted) -> Result<(), Error> {
+    match found {
         Adopted::Running(process) => process.kill().await.map(drop),
         Adopted::Exited(_) | Adopted::Absent => Ok(()),
         Adopted::Unknown { reason } => {

@@ -21,6 +21,35 @@ pub struct MachineSpec {
     pub user: Option<User>,
 }
 
+/// What the root file systems of a runtime's machines are made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Root {
+    /// The image's disk: a clone of it is in the machine's directory before [`prepare`](crate::Runtime::prepare).
+    Disk,
+    /// The image's layer, which `prepare` is given.
+    Layer,
+}
+
+/// An image as a runtime sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageLayer {
+    /// The image's id.
+    pub id: String,
+    /// Its root file system, a tar compressed with zstd. Images that came as disks have none.
+    pub path: PathBuf,
+}
+
+/// Something of ours that a program of the host keeps, outside of every directory of ours.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Outside {
+    /// `container`, `container image`.
+    pub kind: &'static str,
+    /// What that program calls it.
+    pub name: String,
+    /// The id of the machine or image that it was made for.
+    pub of: String,
+}
+
 /// A machine's network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Nic {
@@ -50,8 +79,12 @@ pub struct RuntimeConfig {
     pub programs_dir: Option<PathBuf>,
     /// `kvm` or `tcg`, when it is not to be found out.
     pub acceleration: Option<String>,
-    /// The agent, for runtimes that run it on the host (the stub).
+    /// The agent, for runtimes that run it on the host's kernel (Docker, the stub).
     pub agent: PathBuf,
+    /// Where a Docker-compatible engine listens, when it is not the usual place.
+    pub docker_socket: Option<PathBuf>,
+    /// The engine's network that containers are in: `bridge`, or one by name. Without it they have none.
+    pub docker_network: Option<String>,
     /// The processor that guests see, as the VMM calls it; only Firecracker has such templates.
     pub cpu_template: Option<String>,
     /// Back the memory of guests with huge pages of the host, where a VMM can.

@@ -24,6 +24,11 @@ const ROWS: &[Row] = &[
         name: crate::qemu::NAME,
         new: |config| Arc::new(crate::qemu::Qemu::new(config)),
     },
+    // Shares the host's kernel: after all that do not.
+    Row {
+        name: crate::docker::NAME,
+        new: |config| Arc::new(crate::docker::Docker::new(config)),
+    },
     // Last, so that tests get it only by name or where nothing else is usable.
     #[cfg(feature = "stub")]
     Row {

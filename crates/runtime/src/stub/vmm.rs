@@ -113,6 +113,35 @@ fn devour() -> ExitCode {
     fail("nobody minds")
 }
 
+/// The guest `lines` alone, with the arguments of the agent: `--unix PATH`. It ends as an agent does.
+pub fn serve(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let (Some(_), Some(path)) = (arguments.next(), arguments.next()) else {
+        return fail("the arguments mean nothing");
+    };
+    let serve = async {
+        let channel = UnixListener::bind(path)?;
+        let machine = Arc::new(Machine {
+            events: None,
+            paused: watch::Sender::new(false),
+            agent: AtomicI32::new(0),
+        });
+        println("stub: guest boots");
+        let mut told = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            () = serve_guest(channel, Guest::Lines, machine.clone()) => {}
+            _ = told.recv() => machine.end("guest-shutdown"),
+        }
+        Ok::<_, io::Error>(())
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime.and_then(|runtime| runtime.block_on(serve)) {
+        Ok(()) => ExitCode::FAILURE,
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
 fn fail(why: &str) -> ExitCode {
     let _ = writeln!(io::stderr(), "stub: {why}");
     ExitCode::FAILURE
@@ -122,7 +151,8 @@ enum Never {}
 
 /// What the tasks share.
 struct Machine {
-    events: OwnedFd,
+    /// Where ends are announced; a guest without a VMM says it by its exit code.
+    events: Option<OwnedFd>,
     paused: watch::Sender<bool>,
     /// Leader of the agent's process group; 0 while there is none.
     agent: AtomicI32,
@@ -132,7 +162,7 @@ async fn run(agent: OsString, guest: Guest) -> io::Result<Never> {
     let channel = listener(AGENT_FD)?;
     let monitor = UnixListener::from_std(listener(MONITOR_FD)?)?;
     let machine = Arc::new(Machine {
-        events: sys::inherited(EVENTS_FD)?,
+        events: Some(sys::inherited(EVENTS_FD)?),
         paused: watch::Sender::new(false),
         agent: AtomicI32::new(0),
     });
@@ -163,11 +193,14 @@ fn println(line: &str) {
 }
 
 impl Machine {
-    /// Ends as QEMU does: an event says why, the exit code is 0.
+    /// Ends as QEMU does: an event says why, the exit code is 0. Without a VMM it ends as an agent does.
     fn end(&self, reason: &str) -> ! {
+        let Some(events) = &self.events else {
+            std::process::exit(if reason == "guest-reset" { REBOOT } else { 0 })
+        };
         let guest = reason.starts_with("guest");
         let event = json!({"event": "SHUTDOWN", "data": {"guest": guest, "reason": reason}});
-        let _ = rustix::io::write(&self.events, format!("{event}\r\n").as_bytes());
+        let _ = rustix::io::write(events, format!("{event}\r\n").as_bytes());
         self.signal_agent(Signal::KILL);
         std::process::exit(0)
     }

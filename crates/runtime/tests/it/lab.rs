@@ -41,7 +41,9 @@ pub fn config(name: &str) -> RuntimeConfig {
     RuntimeConfig {
         launcher: STUB_PROGRAM.into(),
         program: (name == "stub").then(|| STUB_PROGRAM.into()),
-        agent: "/nonexistent/agent".into(),
+        // In a container the stub's guest is the agent.
+        agent: STUB_PROGRAM.into(),
+        docker_socket: docker_socket(),
         console_bytes: CONSOLE_BYTES,
         ..RuntimeConfig::default()
     }
@@ -53,6 +55,11 @@ pub fn runtime_with(name: &str, change: impl FnOnce(&mut RuntimeConfig)) -> Arc<
     change(&mut changed);
     let runtimes = Runtimes::new(|_| changed.clone());
     runtimes.get(name).unwrap().clone()
+}
+
+/// The engine that `cargo xtask test` has started for these tests.
+pub fn docker_socket() -> Option<PathBuf> {
+    std::env::var_os("HUTCH_TEST_DOCKER").map(PathBuf::from)
 }
 
 pub fn runtime(name: &str) -> Arc<dyn Runtime> {
@@ -83,8 +90,20 @@ impl Lab {
             std::fs::write(dir.file(MachineDir::INITRAMFS), &initramfs).unwrap();
             let disk = std::fs::File::create(dir.file(MachineDir::DISK)).unwrap();
             disk.set_len(1 << 20).unwrap();
+        } else if name == "docker" {
+            docker_socket().or_else(|| {
+                println!(
+                    "skipped: an engine of ours is needed, with its socket in HUTCH_TEST_DOCKER"
+                );
+                None
+            })?;
         } else {
             std::fs::write(dir.file("stub.json"), r#"{"agent": "lines"}"#).unwrap();
+        }
+        if name == "docker" {
+            let image = crate::docker::layer(lab._files.path());
+            let prepared = runtime.prepare(dir, &lab.spec, &image).await;
+            prepared.unwrap();
         }
         Some(lab)
     }
@@ -102,18 +121,7 @@ impl Lab {
         Self {
             runtime,
             dir,
-            spec: MachineSpec {
-                id: "mch-test".into(),
-                label: label(),
-                vcpu: 1,
-                memory_mib: 128,
-                kernel_args: Vec::new(),
-                nic: Nic::Restricted,
-                user: is_root().then_some(User {
-                    uid: 0x7000_0001,
-                    gid: 0x7000_0002,
-                }),
-            },
+            spec: spec(&label()),
             _files: files,
         }
     }
@@ -236,9 +244,29 @@ impl Lab {
     }
 }
 
+/// The machine of this label.
+pub fn spec(label: &str) -> MachineSpec {
+    MachineSpec {
+        id: format!("mch-{label}"),
+        label: label.to_owned(),
+        vcpu: 1,
+        memory_mib: 128,
+        kernel_args: Vec::new(),
+        nic: Nic::Restricted,
+        user: is_root().then_some(User {
+            uid: 0x7000_0001,
+            gid: 0x7000_0002,
+        }),
+    }
+}
+
 impl Drop for Lab {
     /// A machine whose test failed must not stay, whatever its record says: its shim has our lock for its input.
     fn drop(&mut self) {
+        if self.runtime.name() == "docker" {
+            docker_socket().inspect(|_| crate::docker::remove_all(self));
+            return;
+        }
         let lock = self.dir.file("run/lock");
         let holds = |pid: &u32| {
             let input = std::fs::read_link(format!("/proc/{pid}/fd/0"));

@@ -1,9 +1,10 @@
-//! What every runtime must do, on the stub always and on QEMU where there is one.
+//! What every runtime must do, on the stub always, on QEMU and Docker where there is one.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod cloud_hypervisor;
 mod confinement;
 mod conformance;
+mod docker;
 mod faults;
 mod firecracker;
 mod initramfs;
