@@ -20,6 +20,11 @@ async fn a_life_with_qemu() {
     a_life(lab!(Runtime::Qemu)).await;
 }
 
+#[tokio::test]
+async fn a_life_with_docker() {
+    a_life(lab!(Runtime::Docker)).await;
+}
+
 async fn a_life(lab: Lab) {
     let lab = lab.start().await;
     lab.busybox().await;
@@ -79,10 +84,11 @@ async fn a_life(lab: Lab) {
     lab.finish().await;
 }
 
-/// Machines of the stub share the host's kernel, and so its boot id.
+/// Machines of the stub and containers share the host's kernel, and so its boot id.
 async fn another_boot(lab: &Lab, before: &str) {
     let now = lab.boot_id("life").await;
-    assert_eq!(now == before, lab.runtime == Runtime::Stub);
+    let shares = matches!(lab.runtime, Runtime::Stub | Runtime::Docker);
+    assert_eq!(now == before, shares);
 }
 
 /// Ends the guest from within, without asking the server.
@@ -104,9 +110,13 @@ async fn by_itself(lab: &Lab, machine: &Machine, mode: ShutdownMode) {
             };
             assert!(lab.client().exec("life", &exec).await.is_err());
         }
-        // No process of the stub may power anything off; its agent may.
-        Runtime::Stub => {
-            let socket = lab.machine_dir(machine).join("run/agent.sock");
+        // No process of these may power anything off; the agent may.
+        Runtime::Stub | Runtime::Docker => {
+            let socket = match lab.runtime {
+                Runtime::Docker => "run/vmm/agent.sock",
+                _ => "run/agent.sock",
+            };
+            let socket = lab.machine_dir(machine).join(socket);
             // The server would take the connection back at once.
             lab.freeze(true);
             let stream = UnixStream::connect(socket).await.unwrap();

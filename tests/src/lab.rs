@@ -27,7 +27,7 @@ use tokio::process::{Child, Command};
 
 use crate::program::{self, Ran};
 use crate::raw::{self, Answer};
-use crate::{cache_dir, host};
+use crate::{cache_dir, docker, host};
 
 /// No wait of the harness is longer. Emulated guests on a busy machine are slow.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -45,6 +45,8 @@ pub enum Runtime {
     Firecracker,
     /// Real guests, on KVM alone.
     CloudHypervisor,
+    /// Containers.
+    Docker,
 }
 
 impl Runtime {
@@ -55,6 +57,7 @@ impl Runtime {
             Runtime::Qemu => "qemu",
             Runtime::Firecracker => "firecracker",
             Runtime::CloudHypervisor => "cloud-hypervisor",
+            Runtime::Docker => "docker",
         }
     }
 
@@ -87,6 +90,10 @@ impl Runtime {
                     None
                 }
             }
+            Runtime::Docker if docker::socket().is_none() => Some(
+                "there is no Docker engine for tests (its socket in HUTCH_TEST_DOCKER)".to_owned(),
+            ),
+            Runtime::Docker => None,
         }
     }
 }
@@ -139,7 +146,10 @@ impl Lab {
             user: None,
             server: None,
         };
+        // Never the host's own engine.
+        let socket = docker::socket().unwrap_or_else(|| "/nonexistent/docker.sock".into());
         lab.env("HUTCH_RUNTIME_DEFAULT", runtime.name())
+            .env("HUTCH_RUNTIME_DOCKER_SOCKET", &socket)
             .env("HUTCH_RUNTIME_PROGRAMS_STUB", stub.to_str().unwrap())
             .env("HUTCH_CACHE_DIR", cache_dir().to_str().unwrap())
             .env("HUTCH_LISTEN", "127.0.0.1:0")
@@ -435,8 +445,11 @@ impl Lab {
         read.stdout
     }
 
-    /// Process id of a machine's VMM.
+    /// Process id of a machine's VMM, or of the first process of its container.
     pub fn vmm_pid(&self, machine: &Machine) -> i32 {
+        if self.runtime == Runtime::Docker {
+            return docker::pid(machine.id.as_str());
+        }
         let text = fs::read(self.machine_dir(machine).join("run/shim.json")).unwrap();
         let record: Value = serde_json::from_slice(&text).unwrap();
         record["vmm"]["pid"].as_i64().unwrap().try_into().unwrap()
@@ -450,9 +463,21 @@ impl Lab {
     /// What the server has outside of its store, as text.
     pub fn inventory(&self) -> Vec<String> {
         let items = hutch_engine::inventory(&self.data_dir()).unwrap();
-        items
-            .into_iter()
+        let items = items.into_iter();
+        let mut items: Vec<_> = items
             .map(|item| format!("{} {}", item.kind, item.name))
+            .collect();
+        if self.runtime == Runtime::Docker {
+            items.extend(self.tags().iter().flat_map(|tag| docker::all_of(tag)));
+        }
+        items
+    }
+
+    /// The tag that the server put on what it has outside of its directory: it says so when it starts.
+    fn tags(&self) -> std::collections::BTreeSet<String> {
+        let log = self.log();
+        let said = log.split("tag=\"").skip(1);
+        said.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()))
             .collect()
     }
 
@@ -499,6 +524,9 @@ impl Drop for Lab {
         }
         if let Some(pid) = self.server.take().and_then(|server| server.id()) {
             host::kill(pid.try_into().unwrap(), Signal::KILL);
+        }
+        if self.runtime == Runtime::Docker {
+            self.tags().iter().for_each(|tag| docker::remove_all(tag));
         }
         host::clear(&self.dir);
     }

@@ -7,6 +7,7 @@ mod build;
 mod check;
 mod command;
 mod dependencies;
+mod docker;
 mod lab;
 mod setup;
 mod tests;

@@ -43,11 +43,26 @@ pub fn run(tests: bool) -> Result {
         .chain((!Path::new("/usr/include/stdio.h").exists()).then_some("libc6-dev"))
         .collect();
     packages(&missing)?;
+    if tests && which("dockerd").is_none() {
+        docker();
+    }
     if tests && which("cargo-nextest").is_none() {
         eprintln!("cargo-nextest is missing and is built now: this takes some minutes, once");
         command::run(&mut cargo(["install", "--locked", "cargo-nextest"]))?;
     }
     Ok(())
+}
+
+/// For the tests of one runtime only: they say what they skip without it.
+fn docker() {
+    let id = output(&mut command("id", ["-u"])).unwrap_or_default();
+    let installed = match id.trim() {
+        "0" => packages(&["docker.io"]),
+        _ => Err("only root can install and start it".into()),
+    };
+    if let Err(error) = installed {
+        eprintln!("skipped: the installation of docker.io, since {error}");
+    }
 }
 
 fn packages(missing: &[&str]) -> Result {

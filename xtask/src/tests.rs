@@ -7,7 +7,7 @@ use clap::Args as ClapArgs;
 use crate::Result;
 use crate::build::{self, FEATURES};
 use crate::command::{self, cargo, command, output};
-use crate::{agent, setup};
+use crate::{agent, docker, setup};
 
 /// Which tests.
 #[derive(ClapArgs)]
@@ -39,6 +39,14 @@ pub fn run(args: &Args) -> Result {
     if let Some(kernel) = test_kernel() {
         nextest.env("HUTCH_TEST_MODULES", kernel.with_file_name("boot"));
         nextest.env("HUTCH_TEST_KERNEL", kernel);
+    }
+    // Lives until the tests have ended.
+    let engine = match std::env::var_os("HUTCH_TEST_DOCKER") {
+        Some(_) => None,
+        None => docker::start()?,
+    };
+    if let Some(engine) = &engine {
+        nextest.env("HUTCH_TEST_DOCKER", engine.socket());
     }
     match args {
         Args { unit: true, .. } => nextest.args(["--exclude", "hutch-tests"]),

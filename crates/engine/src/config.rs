@@ -85,6 +85,10 @@ pub struct RuntimeOptions {
     pub disk_bytes_per_s: Option<u64>,
     /// The same in operations.
     pub disk_ops_per_s: Option<u64>,
+    /// Where a Docker-compatible engine listens, when it is not the usual place.
+    pub docker_socket: Option<PathBuf>,
+    /// The engine's network that its containers are in; none when absent.
+    pub docker_network: Option<String>,
 }
 
 #[cfg(test)]

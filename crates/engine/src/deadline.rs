@@ -4,6 +4,10 @@ use std::time::Duration;
 
 /// Starting a VMM, until its shim has reported.
 pub const LAUNCH: Duration = Duration::from_secs(15);
+/// Making what a machine has outside of its directory: at the first time an image is copied there.
+pub const OUTSIDE_MADE: Duration = Duration::from_secs(900);
+/// Listing, or removing one of, what runtimes have of ours outside of every directory.
+pub const OUTSIDE: Duration = Duration::from_secs(30);
 /// Finding out what became of a machine while no server was there.
 pub const ADOPT: Duration = Duration::from_secs(10);
 /// Opening a connection to an agent that answered before.

@@ -30,6 +30,8 @@ pub(crate) fn runtimes(config: &EngineConfig) -> Runtimes {
         balloon: config.runtime_options.balloon,
         disk_bytes_per_s: config.runtime_options.disk_bytes_per_s,
         disk_ops_per_s: config.runtime_options.disk_ops_per_s,
+        docker_socket: config.runtime_options.docker_socket.clone(),
+        docker_network: config.runtime_options.docker_network.clone(),
         console_bytes: config.console_bytes,
         ..RuntimeConfig::default()
     })

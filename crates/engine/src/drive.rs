@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hutch_contract::machine::{Exit, Timing};
 use hutch_contract::record::{MachineRecord, Observed, Wanted};
 use hutch_guest::session::{Configure, Session, ShutdownMode};
-use hutch_runtime::{Adopted, Channel, MachineDir, MachineSpec, Nic, Process, Runtime, User};
+use hutch_runtime::{Adopted, Channel, MachineDir, MachineSpec, Nic, Process, Root, Runtime, User};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -212,9 +212,30 @@ impl Driver {
     async fn prepare(&mut self, record: &MachineRecord) -> Result<(), Error> {
         self.clock.begin();
         let started = Instant::now();
-        let image = self.shared.image_disk(&record.image);
-        let (dir, record) = (self.dir.clone(), record.clone());
-        self.file_work("prepare", move || prepare::prepare(&dir, &image, &record))
+        let disk = match self.runtime.root() {
+            Root::Disk => Some(self.shared.image_disk(&record.image)),
+            Root::Layer => None,
+        };
+        let (dir, made_for) = (self.dir.clone(), record.clone());
+        self.file_work("prepare", move || {
+            prepare::prepare(&dir, disk.as_deref(), &made_for)
+        })
+        .await?;
+        let (spec, layer) = (self.spec(record), self.shared.image_layer(&record.image));
+        // What was begun goes on when this future is dropped, and is waited for before it is looked at or removed.
+        let held = self.files_busy.clone().lock_owned().await;
+        let (runtime, its_dir) = (self.runtime.clone(), self.dir.clone());
+        let made = tokio::spawn(async move {
+            let _held = held;
+            let made = runtime.prepare(&its_dir, &spec, &layer);
+            timeout(deadline::OUTSIDE_MADE, made).await
+        });
+        let what = "preparing the machine";
+        made.await
+            .map_err(|_| Error::Panicked { what })?
+            .map_err(|_| Error::timeout(what, deadline::OUTSIDE_MADE))??;
+        let (dir, made_for) = (self.dir.clone(), record.clone());
+        self.file_work("prepare", move || prepare::complete(&dir, &made_for))
             .await?;
         self.clock.phase("prepare", started);
         self.files = true;
@@ -533,6 +554,10 @@ impl Driver {
     }
 
     async fn remove(&mut self, record: &MachineRecord) -> Result<(), Error> {
+        // Before its directory: that says what it had.
+        timeout(deadline::OUTSIDE, self.runtime.remove(&self.spec(record)))
+            .await
+            .map_err(|_| Error::timeout("removing the machine", deadline::OUTSIDE))??;
         let (dir, label) = (self.dir.clone(), self.shared.label(record.slot));
         self.file_work("erase the machine's files", move || {
             // Its shim does this, unless it crashed.
@@ -545,6 +570,10 @@ impl Driver {
         let free = || self.shared.forget(&self.machine);
         self.machine.cell.forget(self.shared.now_ms(), free).await?;
         info!(machine = %self.machine.cell.id, "gone");
+        // Of an image that was deleted before this machine, its last user.
+        if !self.shared.fleet().images.contains_key(&record.image) {
+            self.shared.remove_outside_of(record.image.as_str()).await;
+        }
         Ok(())
     }
 

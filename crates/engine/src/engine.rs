@@ -13,7 +13,7 @@ use hutch_contract::name::Name;
 use hutch_contract::record::{FORMAT, ImageRecord, MachineRecord, Observed};
 use hutch_guest::session::Session;
 use hutch_runtime::table::Runtimes;
-use hutch_runtime::{Adopted, MachineDir, Runtime};
+use hutch_runtime::{Adopted, ImageLayer, MachineDir, Runtime};
 use hutch_store::{Check, SqliteStore, Store, Write};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::watch;
@@ -26,7 +26,7 @@ use crate::kernel::Kernel;
 use crate::operations::Running;
 use crate::prepare::{erase_dir, io_error};
 use crate::rows::{self, Cell, Current, Instance, SlotRow};
-use crate::{EngineConfig, Error, Principal, deadline, inventory, keys};
+use crate::{EngineConfig, Error, Principal, deadline, images, inventory, keys};
 
 /// Characters of an instance's tag.
 const TAG_ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
@@ -111,7 +111,15 @@ impl Shared {
     }
 
     pub fn image_disk(&self, id: &ImageId) -> PathBuf {
-        self.image_dir(id).join("disk.raw")
+        self.image_dir(id).join(images::DISK)
+    }
+
+    /// An image for runtimes that take layers; the file is not there when the image came as a disk.
+    pub fn image_layer(&self, id: &ImageId) -> ImageLayer {
+        ImageLayer {
+            id: id.to_string(),
+            path: self.image_dir(id).join(images::LAYER),
+        }
     }
 
     /// The name that everything of a slot carries outside of its directory.
@@ -301,6 +309,7 @@ impl Engine {
         for running in unfinished {
             self.go_on_with_image(running);
         }
+        self.spawn(self.clone().remove_outside_orphans());
         for (machine, record) in machines {
             // A runtime that this build does not have: the record stays, visible, and nothing is done to it.
             if let Err(error) = shared.drive(machine.clone(), &record, false) {
@@ -435,13 +444,13 @@ impl Engine {
     /// nothing should; in doubt the directory is left alone.
     async fn is_lifeless(&self, path: &Path) -> bool {
         let dir = MachineDir::new(path);
-        let Some(runtime) = self.shared.runtimes.iter().next() else {
-            return false;
-        };
-        matches!(
-            runtime.adopt(&dir).await,
-            Ok(Adopted::Absent | Adopted::Exited(_))
-        )
+        for runtime in self.shared.runtimes.iter() {
+            match runtime.adopt(&dir).await {
+                Ok(Adopted::Absent | Adopted::Exited(_)) => {}
+                Ok(Adopted::Running(_) | Adopted::Unknown { .. }) | Err(_) => return false,
+            }
+        }
+        true
     }
 }
 

@@ -29,6 +29,11 @@ use crate::operations::Running;
 use crate::prepare::{erase_dir, io_error};
 use crate::{Engine, Error, Principal, admission, machines, plan, rows};
 
+/// In an image's directory: its disk.
+pub(crate) const DISK: &str = "disk.raw";
+/// In an image's directory, when it was made from an archive: that archive, packed with zstd.
+pub(crate) const LAYER: &str = "layer.tar.zst";
+
 /// Counts a create that needs an image's disk, so that the image is not deleted meanwhile.
 pub(crate) struct InUse {
     shared: Arc<Shared>,
@@ -142,7 +147,9 @@ impl Engine {
             return Err(error.into());
         }
         let dir = shared.image_dir(&found.id);
-        blocking("erase the image", move || erase_dir(&dir)).await
+        blocking("erase the image", move || erase_dir(&dir)).await?;
+        shared.remove_outside_of(found.id.as_str()).await;
+        Ok(())
     }
 
     /// Makes an image of an uploaded tar or ext4 disk. Returns once the body is in and the operation is durable.
@@ -577,7 +584,7 @@ fn build(
         max_content_bytes: shared.config.image_max_bytes,
         ..Limits::default()
     };
-    let disk = stage.join("disk.raw");
+    let disk = stage.join(DISK);
     let built = match input {
         ImageInput::Upload { format, bytes } => {
             let upload = open(tar)?;
@@ -591,12 +598,12 @@ fn build(
                 ImportFormat::Ext4 => {
                     hutch_image::import_ext4(&upload, &disk, &limits, &mut progress)?
                 }
-                ImportFormat::Tar => from_tar(shared, tar, &disk, limits, &mut progress)?,
+                ImportFormat::Tar => from_tar(shared, tar, stage, limits, &mut progress)?,
             }
         }
         ImageInput::Busybox => {
             hutch_image::busybox(&mut create(tar)?)?;
-            from_tar(shared, tar, &disk, limits, &mut progress)?
+            from_tar(shared, tar, stage, limits, &mut progress)?
         }
         ImageInput::Debian { suite } => {
             let what = Bootstrap {
@@ -604,19 +611,25 @@ fn build(
                 ..Bootstrap::default()
             };
             hutch_image::bootstrap(&what, tar, cancel, &mut progress)?;
-            from_tar(shared, tar, &disk, limits, &mut progress)?
+            from_tar(shared, tar, stage, limits, &mut progress)?
         }
     };
     // Clones are taken by reading; nothing may change it.
-    fs::set_permissions(&disk, fs::Permissions::from_mode(0o400))
-        .map_err(|source| io_error("protect", &disk, source))?;
+    for file in [disk, stage.join(LAYER)] {
+        match fs::set_permissions(&file, fs::Permissions::from_mode(0o400)) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io_error("protect", &file, source));
+            }
+            _ => {}
+        }
+    }
     Ok(built)
 }
 
 fn from_tar(
     shared: &Shared,
     tar: &Path,
-    disk: &Path,
+    stage: &Path,
     limits: Limits,
     progress: &mut dyn FnMut(hutch_image::Progress),
 ) -> Result<Built, Error> {
@@ -624,21 +637,17 @@ fn from_tar(
         purpose: Purpose::Root,
         limits,
     };
-    let output = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(disk)
-        .map_err(|source| io_error("create", disk, source))?;
+    let disk = stage.join(DISK);
+    let (output, layer) = (create(&disk)?, create(&stage.join(LAYER))?);
     let built = hutch_image::build_in_child(
         &shared.config.launcher,
         &job,
         vec![open(tar)?],
         output,
+        Some(layer),
         progress,
     )?;
-    hutch_image::check_ext4(disk)?;
+    hutch_image::check_ext4(&disk)?;
     Ok(built)
 }
 
@@ -648,7 +657,7 @@ fn open(path: &Path) -> Result<File, Error> {
 
 fn create(path: &Path) -> Result<File, Error> {
     let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
+    options.read(true).write(true).create_new(true).mode(0o600);
     options
         .open(path)
         .map_err(|source| io_error("create", path, source))

@@ -22,6 +22,7 @@ mod keys;
 mod machines;
 mod names;
 mod operations;
+mod outside;
 mod plan;
 mod prepare;
 mod rows;

@@ -24,10 +24,10 @@ pub(crate) fn is_complete(dir: &MachineDir) -> bool {
     dir.path().join(COMPLETE).is_file()
 }
 
-/// Makes the directory and the disk. What an earlier, broken attempt left is erased first.
+/// Makes the directory and, where the machine has one, the disk. What an earlier, broken attempt left is erased first.
 pub(crate) fn prepare(
     dir: &MachineDir,
-    image_disk: &Path,
+    image_disk: Option<&Path>,
     record: &MachineRecord,
 ) -> Result<(), Error> {
     erase(dir)?;
@@ -36,6 +36,9 @@ pub(crate) fn prepare(
         .mode(0o711)
         .create(dir.path())
         .map_err(|source| io_error("create", dir.path(), source))?;
+    let Some(image_disk) = image_disk else {
+        return Ok(());
+    };
     hutch_disk::clone_file(image_disk, &dir.file(MachineDir::DISK))?;
     hutch_disk::grow(
         &dir.file(MachineDir::DISK),
@@ -49,7 +52,11 @@ pub(crate) fn prepare(
     // Before the mark: after a power cut a marked disk is whole.
     fs::File::open(dir.file(MachineDir::DISK))
         .and_then(|disk| disk.sync_all())
-        .map_err(|source| io_error("sync", &dir.file(MachineDir::DISK), source))?;
+        .map_err(|source| io_error("sync", &dir.file(MachineDir::DISK), source))
+}
+
+/// Marks the directory as complete.
+pub(crate) fn complete(dir: &MachineDir, record: &MachineRecord) -> Result<(), Error> {
     let text = serde_json::to_vec_pretty(record).expect("records have string keys only");
     hutch_disk::write_atomic(&dir.path().join(COMPLETE), &text, 0o600)?;
     Ok(())

@@ -14,6 +14,9 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::FileExt;
 
+/// What an error of the copy was about.
+const COPY: &str = "write the layer";
+
 /// A finished disk.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Built {
@@ -38,6 +41,18 @@ pub fn build_disk(
     limits: &Limits,
     progress: OnProgress<'_>,
 ) -> Result<Built, Error> {
+    build_disk_and_layer(layers, output, None, purpose, limits, progress)
+}
+
+/// The same, and `layer` becomes the last of the `layers` as it was read: a tar packed with zstd.
+pub(crate) fn build_disk_and_layer(
+    layers: &mut [File],
+    output: &File,
+    layer: Option<&File>,
+    purpose: Purpose,
+    limits: &Limits,
+    progress: OnProgress<'_>,
+) -> Result<Built, Error> {
     let (tree, digests) = index(layers, limits, progress)?;
     let seed = digests
         .iter()
@@ -45,7 +60,8 @@ pub fn build_disk(
     let seed: [u8; 32] = seed.chain_update(purpose_tag(purpose)).finalize().into();
     let filesystem = Filesystem::lay_out(&tree, purpose, &seed, limits)?;
     drop(tree);
-    write(&filesystem, layers, &digests, output, limits, progress)?;
+    let outputs = (output, layer);
+    write(&filesystem, layers, &digests, outputs, limits, progress)?;
     let (sha256, used_bytes) = disk_digest(output, progress)?;
     let size_bytes = filesystem.layout.image_len();
     Ok(Built {
@@ -78,7 +94,7 @@ fn index(
     let mut before = 0;
     for (layer, file) in layers.iter_mut().enumerate() {
         tree.begin_layer(layer);
-        let mut archive = open(file, layer, limits)?;
+        let mut archive = open(file, layer, limits, None)?;
         let mut reported = 0;
         while let Some(entry) = archive.next().map_err(|failure| fail(layer, failure))? {
             let path = entry.path.clone();
@@ -98,7 +114,7 @@ fn index(
             }
         }
         before += archive.input().packed_bytes();
-        digests.push(archive.into_input().into_sha256());
+        digests.push(sha256(archive)?);
     }
     tree.finish().map_err(|why| {
         fail(
@@ -118,7 +134,7 @@ fn write(
     filesystem: &Filesystem,
     layers: &mut [File],
     digests: &[[u8; 32]],
-    output: &File,
+    (output, copy): (&File, Option<&File>),
     limits: &Limits,
     progress: OnProgress<'_>,
 ) -> Result<(), Error> {
@@ -128,8 +144,9 @@ fn write(
         .map_err(Error::stream("size the disk"))?;
     let mut writer = filesystem.layout.writer(sink).map_err(writer_error)?;
     let (mut done, mut reported) = (0, 0);
+    let last = layers.len().saturating_sub(1);
     for (layer, file) in layers.iter_mut().enumerate() {
-        let mut archive = open(file, layer, limits)?;
+        let mut archive = open(file, layer, limits, copy.filter(|_| layer == last))?;
         let mut ordinal = 0;
         while let Some(entry) = archive.next().map_err(|failure| fail(layer, failure))? {
             let place = Place { layer, ordinal };
@@ -154,7 +171,7 @@ fn write(
             }
         }
         // Only now is it sure that both readings saw the same.
-        if archive.into_input().into_sha256() != digests[layer] {
+        if sha256(archive)? != digests[layer] {
             return Err(Error::Changed { layer });
         }
     }
@@ -171,10 +188,21 @@ fn open<'a>(
     file: &'a mut File,
     layer: usize,
     limits: &Limits,
+    copy: Option<&'a File>,
 ) -> Result<Archive<Unpacked<'a>>, Error> {
     file.rewind().map_err(Error::stream("rewind an archive"))?;
-    let unpacked = Unpacked::new(file, limits).map_err(|error| fail(layer, error.into()))?;
+    let mut unpacked = Unpacked::new(file, limits).map_err(|error| fail(layer, error.into()))?;
+    if let Some(copy) = copy {
+        unpacked.copy_to(copy).map_err(Error::stream(COPY))?;
+    }
     Ok(Archive::new(unpacked, limits))
+}
+
+fn sha256(archive: Archive<Unpacked<'_>>) -> Result<[u8; 32], Error> {
+    archive
+        .into_input()
+        .into_sha256()
+        .map_err(Error::stream(COPY))
 }
 
 fn fail(layer: usize, failure: Failure) -> Error {

@@ -6,7 +6,7 @@
 //! on its stdin; reports, the result or an error are JSON lines on its stdout. It dies with the
 //! thread that started it.
 
-use crate::build::{Built, build_disk};
+use crate::build::{Built, build_disk_and_layer};
 use crate::check::NOBODY;
 use crate::error::{Error, Kind, printable};
 use crate::ext4::Purpose;
@@ -40,6 +40,7 @@ struct Order {
     parent: i32,
     inputs: Vec<i32>,
     output: i32,
+    layer: Option<i32>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -56,12 +57,14 @@ enum Line {
 
 /// Runs `exe build-disk` to write the tree of `inputs` (tar archives, lowest layer first) as an
 /// ext4 filesystem to `output`, which must be open for reading and writing. Byte for byte the same
-/// for root and ordinary users. After an error the content of `output` means nothing.
+/// for root and ordinary users. `layer` becomes the last of the `inputs`, packed with zstd whatever it
+/// was packed with. After an error the content of both means nothing.
 pub fn build_in_child(
     exe: &Path,
     job: &Job,
     inputs: Vec<File>,
     output: File,
+    layer: Option<File>,
     progress: OnProgress<'_>,
 ) -> Result<Built, Error> {
     let mut command = Command::new(exe);
@@ -70,7 +73,7 @@ pub fn build_in_child(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let files: Vec<&File> = inputs.iter().chain([&output]).collect();
+    let files: Vec<&File> = inputs.iter().chain([&output]).chain(&layer).collect();
     crate::sys::bind(&mut command, &files, None, Signal::KILL);
     let child = command.spawn().map_err(Error::io("run", exe))?;
     let mut child = Running { child };
@@ -79,13 +82,14 @@ pub fn build_in_child(
         parent: rustix::process::getpid().as_raw_nonzero().get(),
         inputs: inputs.iter().map(AsRawFd::as_raw_fd).collect(),
         output: output.as_raw_fd(),
+        layer: layer.as_ref().map(AsRawFd::as_raw_fd),
     };
     let order = serde_json::to_vec(&order).expect("plain data");
     let mut stdin = child.child.stdin.take().expect("piped above");
     // A child that died before it read says so by its status below.
     let _ = stdin.write_all(&order);
     drop(stdin);
-    drop((inputs, output));
+    drop((inputs, output, layer));
     let answer = listen(&mut child, progress)?;
     let status = child
         .child
@@ -208,7 +212,7 @@ fn serve(progress: OnProgress<'_>) -> Result<Built, Error> {
         action: "understand the job",
         source: error.into(),
     })?;
-    let files = || -> io::Result<(Vec<File>, File)> {
+    let files = || -> io::Result<(Vec<File>, File, Option<File>)> {
         let inputs = order
             .inputs
             .iter()
@@ -216,13 +220,17 @@ fn serve(progress: OnProgress<'_>) -> Result<Built, Error> {
         Ok((
             inputs.collect::<Result<_, _>>()?,
             crate::sys::inherited(order.output)?,
+            order.layer.map(crate::sys::inherited).transpose()?,
         ))
     };
-    let (mut inputs, output) = files().map_err(Error::stream("take over the job's files"))?;
-    confine(&order, &inputs, &output).map_err(Error::stream("give up privileges"))?;
-    build_disk(
+    let (mut inputs, output, layer) =
+        files().map_err(Error::stream("take over the job's files"))?;
+    let keep: Vec<&File> = inputs.iter().chain([&output]).chain(&layer).collect();
+    confine(&order, &keep).map_err(Error::stream("give up privileges"))?;
+    build_disk_and_layer(
         &mut inputs,
         &output,
+        layer.as_ref(),
         order.job.purpose,
         &order.job.limits,
         progress,
@@ -230,9 +238,8 @@ fn serve(progress: OnProgress<'_>) -> Result<Built, Error> {
 }
 
 /// Gives up all that the job does not need.
-fn confine(order: &Order, inputs: &[File], output: &File) -> io::Result<()> {
-    let keep: Vec<&File> = inputs.iter().chain([output]).collect();
-    crate::sys::close_others(&keep)?;
+fn confine(order: &Order, keep: &[&File]) -> io::Result<()> {
+    crate::sys::close_others(keep)?;
     rustix::thread::set_no_new_privs(true)?;
     if rustix::process::geteuid().is_root() {
         let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));

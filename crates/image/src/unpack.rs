@@ -7,11 +7,15 @@ use crate::limits::Limits;
 use crate::refusal::Refusal;
 use sha2::{Digest, Sha256};
 use std::cell::Cell;
-use std::io::{self, BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::rc::Rc;
 
 /// The ratio of a bomb is looked at beyond this size: small streams of zeros are common.
 const BOMB_FLOOR_BYTES: u64 = 1 << 30;
+
+/// The higher ones save a few bytes of what is a cache, and cost every import.
+const COPY_LEVEL: i32 = 1;
 
 /// An unpacked stream.
 pub(crate) struct Unpacked<'a> {
@@ -22,6 +26,8 @@ pub(crate) struct Unpacked<'a> {
     max_bytes: u64,
     max_ratio: u64,
     sha256: Sha256,
+    /// All that was read, packed again.
+    copy: Option<zstd::Encoder<'a, &'a File>>,
 }
 
 struct Counted<R> {
@@ -74,7 +80,14 @@ impl<'a> Unpacked<'a> {
             max_bytes: limits.max_unpacked_bytes,
             max_ratio: limits.max_ratio,
             sha256: Sha256::new(),
+            copy: None,
         })
+    }
+
+    /// Writes all that will be read to `file` as well, packed with zstd.
+    pub(crate) fn copy_to(&mut self, file: &'a File) -> io::Result<()> {
+        self.copy = Some(zstd::Encoder::new(file, COPY_LEVEL)?);
+        Ok(())
     }
 
     /// Bytes taken from the input so far.
@@ -82,9 +95,12 @@ impl<'a> Unpacked<'a> {
         self.packed_bytes.get()
     }
 
-    /// The digest of all that was read.
-    pub(crate) fn into_sha256(self) -> [u8; 32] {
-        self.sha256.finalize().into()
+    /// Ends the copy. The digest of all that was read.
+    pub(crate) fn into_sha256(self) -> io::Result<[u8; 32]> {
+        if let Some(copy) = self.copy {
+            copy.finish()?;
+        }
+        Ok(self.sha256.finalize().into())
     }
 
     fn check(&self) -> Result<(), Refusal> {
@@ -119,6 +135,9 @@ impl Read for Unpacked<'_> {
         self.unpacked_bytes += count as u64;
         self.check().map_err(io::Error::other)?;
         self.sha256.update(&buffer[..count]);
+        if let Some(copy) = &mut self.copy {
+            copy.write_all(&buffer[..count])?;
+        }
         Ok(count)
     }
 }

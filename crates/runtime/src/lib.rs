@@ -78,6 +78,7 @@ pub trait Runtime: Send + Sync {
     /// Whether it takes a kernel only as an ELF file, having no boot loader.
     fn boots_elf_only(&self) -> bool {
         false
+    }
 
     /// What the root file systems of its machines are made from.
     fn root(&self) -> Root {

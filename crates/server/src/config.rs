@@ -82,6 +82,10 @@ pub struct Runtime {
     pub default: Option<String>,
     /// `kvm` or `tcg`.
     pub acceleration: Option<String>,
+    /// Where Docker listens.
+    pub docker_socket: Option<PathBuf>,
+    /// The network of containers.
+    pub docker_network: Option<String>,
     /// Whether emulated machines may be made.
     pub allow_emulation: bool,
     /// The processor that guests see.
@@ -230,6 +234,8 @@ impl Config {
             runtime_programs: self.runtime.programs.clone(),
             acceleration: self.runtime.acceleration.clone(),
             runtime_options: RuntimeOptions {
+                docker_socket: self.runtime.docker_socket.clone(),
+                docker_network: self.runtime.docker_network.clone(),
                 cpu_template: self.runtime.cpu_template.clone(),
                 huge_pages: self.runtime.huge_pages,
                 affinity: self

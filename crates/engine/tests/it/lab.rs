@@ -85,7 +85,11 @@ impl Home {
                 programs().join("hutch-stub-vmm"),
             )]),
             acceleration: None,
-            runtime_options: RuntimeOptions::default(),
+            runtime_options: RuntimeOptions {
+                // Never the host's own engine.
+                docker_socket: Some("/nonexistent/docker.sock".into()),
+                ..RuntimeOptions::default()
+            },
             allow_emulation: true,
             max_machines: 100,
             memory_overcommit: 4,

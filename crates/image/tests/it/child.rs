@@ -22,7 +22,14 @@ fn job(limits: Limits) -> Job {
 
 fn run(tar: &[u8], limits: Limits, output: &File) -> Result<Built, Error> {
     let output = output.try_clone().unwrap();
-    build_in_child(exe(), &job(limits), vec![file_of(tar)], output, &mut |_| {})
+    build_in_child(
+        exe(),
+        &job(limits),
+        vec![file_of(tar)],
+        output,
+        None,
+        &mut |_| {},
+    )
 }
 
 fn sample() -> Vec<u8> {
@@ -41,6 +48,31 @@ fn the_child_makes_the_same_disk_as_we_do() {
     let built = run(&sample(), Limits::default(), output.as_file()).unwrap();
     assert_eq!(built, here.built);
     assert!(std::fs::read(output.path()).unwrap() == here.bytes());
+}
+
+#[test]
+fn the_layer_is_the_archive_however_it_came() {
+    let tar = sample();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&tar).unwrap();
+    for upload in [tar.clone(), gzip.finish().unwrap()] {
+        let output = tempfile::tempfile().unwrap();
+        let layer = tempfile::NamedTempFile::new().unwrap();
+        let copy = Some(layer.reopen().unwrap());
+        let job = job(Limits::default());
+        build_in_child(
+            exe(),
+            &job,
+            vec![file_of(&upload)],
+            output,
+            copy,
+            &mut |_| {},
+        )
+        .unwrap();
+        let unpacked = zstd::decode_all(layer.reopen().unwrap()).unwrap();
+        // What comes behind the end of the archive may be missing.
+        assert!(tar.starts_with(&unpacked) && unpacked.len() + 1024 >= tar.len());
+    }
 }
 
 #[test]
@@ -136,6 +168,7 @@ fn a_missing_executable_is_not_found() {
         &job(Limits::default()),
         vec![],
         output,
+        None,
         &mut |_| {},
     );
     assert_eq!(outcome.unwrap_err().kind(), Kind::NotFound);

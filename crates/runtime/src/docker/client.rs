@@ -51,9 +51,10 @@ impl Client {
         let greet = async {
             // Only for its plain error: bollard's says less.
             let tried = tokio::time::timeout(GREETING, UnixStream::connect(&self.socket)).await;
-            tried
+            let connected = tried
                 .map_err(|_| unreachable("it takes no connection"))?
                 .map_err(|error| refused(&error))?;
+            same_user(&connected)?;
             let path = self.socket.to_str().ok_or_else(|| Error::Setting {
                 runtime: super::NAME,
                 setting: "socket",
@@ -163,6 +164,21 @@ fn unreachable(reason: &str) -> Error {
     }
 }
 
+/// What root in a container writes belongs to the engine's user: a server that is neither root nor that user could
+/// not open the agent's socket, nor erase a machine.
+fn same_user(engine: &UnixStream) -> Result<(), Error> {
+    let ours = rustix::process::geteuid();
+    let theirs = engine.peer_cred().map_or(0, |peer| peer.uid());
+    if ours.is_root() || ours.as_raw() == theirs {
+        return Ok(());
+    }
+    Err(Error::Unreachable {
+        service: "Docker",
+        reason: "it runs as another user, whose files the server may not touch".to_owned(),
+        hint: "run the server as root, or a rootless Docker as the server's user and name its socket in `runtime.docker_socket`",
+    })
+}
+
 fn refused(error: &io::Error) -> Error {
     let (reason, hint) = match error.kind() {
         io::ErrorKind::NotFound => (
@@ -171,7 +187,7 @@ fn refused(error: &io::Error) -> Error {
         ),
         io::ErrorKind::PermissionDenied => (
             "its socket may not be opened",
-            "add the server's user to the group `docker`, or run the server as root",
+            "run the server as root, or a rootless Docker as the server's user",
         ),
         io::ErrorKind::ConnectionRefused => (
             "nothing listens on its socket",

@@ -61,7 +61,7 @@ const fn key(path: &'static str, shape: Shape, also: &'static [&'static str]) ->
 }
 
 /// All of them.
-pub(super) const KEYS: [Key; 26] = [
+pub(super) const KEYS: [Key; 28] = [
     key("listen", Shape::Text, &[]),
     key("data_dir", Shape::Text, &["DATA_DIR"]),
     key("cache_dir", Shape::Text, &[]),
@@ -76,6 +76,8 @@ pub(super) const KEYS: [Key; 26] = [
     key("api.token", Shape::Text, &["API_TOKEN"]),
     key("runtime.default", Shape::Text, &["SANDBOX_RUNTIME"]),
     key("runtime.acceleration", Shape::Word(&["kvm", "tcg"]), &[]),
+    key("runtime.docker_socket", Shape::Text, &[]),
+    key("runtime.docker_network", Shape::Text, &["DOCKER_NETWORK"]),
     key("runtime.allow_emulation", Shape::Flag, &[]),
     key("runtime.cpu_template", Shape::Text, &[]),
     key("runtime.huge_pages", Shape::Flag, &[]),
