@@ -128,3 +128,22 @@ impl Drop for Engine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_leaves_nothing_behind() {
+        let engine = match Engine::start() {
+            Ok(engine) => engine,
+            Err(error) => return eprintln!("skipped: {error}"),
+        };
+        let (pid, dir) = (engine.daemon.id(), engine.dir.clone());
+        drop(engine);
+        assert!(!dir.exists());
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(!mounts.contains(&*dir.to_string_lossy()), "{mounts}");
+    }
+}

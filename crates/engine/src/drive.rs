@@ -570,10 +570,7 @@ impl Driver {
         let free = || self.shared.forget(&self.machine);
         self.machine.cell.forget(self.shared.now_ms(), free).await?;
         info!(machine = %self.machine.cell.id, "gone");
-        // Of an image that was deleted before this machine, its last user.
-        if !self.shared.fleet().images.contains_key(&record.image) {
-            self.shared.remove_outside_of(record.image.as_str()).await;
-        }
+        self.shared.remove_outside_of_gone(&record.image).await;
         Ok(())
     }
 

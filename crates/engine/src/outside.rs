@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use hutch_contract::id::ImageId;
 use hutch_runtime::{Outside, Runtime};
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -51,6 +52,13 @@ impl Engine {
 }
 
 impl Shared {
+    /// After a machine went: it may have been the last user of an image that was deleted before.
+    pub(crate) async fn remove_outside_of_gone(&self, image: &ImageId) {
+        if !self.fleet().images.contains_key(image) {
+            self.remove_outside_of(image.as_str()).await;
+        }
+    }
+
     /// Removes what was made for a machine or image that is gone. What is still in use goes with its last user.
     pub(crate) async fn remove_outside_of(&self, id: &str) {
         for (runtime, found) in self.outside().await {
