@@ -211,7 +211,7 @@ fn an_import_is_given_up_when_it_saw_too_many_servers_die_or_lost_its_upload() {
         let operations = [unfinished("tired", 3), unfinished("empty", 1)];
         reopen(&home).await.close().await;
         let key = |name: String| Key::new(name).unwrap();
-        let store = SqliteStore::open(&home.data().join("hutch.db")).unwrap();
+        let store = SqliteStore::open(home.data().join("hutch.db")).unwrap();
         for operation in &operations {
             let name = &operation.work.as_ref().unwrap().image.name;
             let writes = vec![

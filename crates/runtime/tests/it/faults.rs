@@ -121,7 +121,7 @@ impl Scripted {
     }
 
     /// The same, for a program that is refused before it is started.
-    async fn is_refused(self) -> Error {
+    async fn refused(self) -> Error {
         let runtime = lab::runtime_with(self.vmm.runtime, |config| {
             config.program = Some(self.program.clone());
         });
@@ -134,7 +134,7 @@ impl Scripted {
 }
 
 async fn a_missing_program(vmm: &'static Vmm) {
-    let error = Scripted::new(vmm).is_refused().await;
+    let error = Scripted::new(vmm).refused().await;
     assert!(matches!(error, Error::ProgramMissing { .. }), "{error:?}");
     assert_eq!(error.kind(), Kind::Unavailable);
     assert_ne!(error.hint().unwrap(), "");
@@ -143,18 +143,18 @@ async fn a_missing_program(vmm: &'static Vmm) {
 async fn a_program_that_cannot_run(vmm: &'static Vmm) {
     let scripted = Scripted::script(vmm, "exit");
     std::fs::set_permissions(&scripted.program, PermissionsExt::from_mode(0o644)).unwrap();
-    let error = scripted.is_refused().await;
+    let error = scripted.refused().await;
     assert!(matches!(error, Error::Launch { .. }), "{error:?}");
     let directory = Scripted::new(vmm);
     std::fs::create_dir(&directory.program).unwrap();
-    let error = directory.is_refused().await;
+    let error = directory.refused().await;
     assert!(matches!(error, Error::ProgramMissing { .. }), "{error:?}");
 }
 
 async fn a_program_of_another_kind(vmm: &'static Vmm) {
     for says in ["", "hello", "\\377\\000\\033[2J"] {
         let error = Scripted::script(vmm, &format!("printf '{says}'"))
-            .is_refused()
+            .refused()
             .await;
         let words = in_words(&error);
         assert!(words.contains("tells no version"), "{words}");
@@ -163,7 +163,7 @@ async fn a_program_of_another_kind(vmm: &'static Vmm) {
 
 async fn an_old_program(vmm: &'static Vmm) {
     let error = Scripted::script(vmm, &format!("echo '{}'", vmm.old))
-        .is_refused()
+        .refused()
         .await;
     assert!(matches!(error, Error::TooOld { .. }), "{error:?}");
     assert_eq!(error.kind(), Kind::Unavailable);
@@ -171,7 +171,7 @@ async fn an_old_program(vmm: &'static Vmm) {
 }
 
 async fn a_program_that_hangs_when_asked_for_its_version(vmm: &'static Vmm) {
-    let error = Scripted::script(vmm, "exec sleep 600").is_refused().await;
+    let error = Scripted::script(vmm, "exec sleep 600").refused().await;
     let words = in_words(&error);
     assert!(words.contains("does not answer"), "{words}");
 }

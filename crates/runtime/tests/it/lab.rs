@@ -144,7 +144,7 @@ impl Lab {
                 assert!(!is_socket, "{} is left", entry.path().display());
             }
         }
-        assert_eq!(cgroups_named(&self.spec.label), [PathBuf::new(); 0]);
+        assert_eq!(cgroups_named(&self.spec.label), Vec::<PathBuf>::new());
     }
 
     fn works_here(&self, pid: u32) -> bool {

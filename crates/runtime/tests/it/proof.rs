@@ -1,7 +1,7 @@
 //! Starts that go wrong, and records that lie: nothing is left running, and nobody innocent is signalled.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use hutch_contract::error::Kind;
@@ -161,7 +161,7 @@ async fn a_vmm_that_outlives_its_shim_is_ended_by_its_cgroup() {
             set_record(&lab, &truth);
             lab.runtime.kill(&lab.dir).await.unwrap();
             assert!(matches!(lab.adopt().await, Adopted::Exited(_)));
-            assert_eq!(cgroups_named(&lab.spec.label), [Path::new(""); 0]);
+            assert_eq!(cgroups_named(&lab.spec.label), Vec::<PathBuf>::new());
         }
         if next == "start" {
             let again = lab.start().await;
