@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hutch_contract::machine::{Exit, Timing};
+use hutch_contract::machine::Exit;
 use hutch_contract::record::{MachineRecord, Observed, Wanted};
 use hutch_guest::session::{Configure, Session, ShutdownMode};
 use hutch_runtime::{Adopted, Channel, MachineDir, MachineSpec, Nic, Process, Root, Runtime, User};
@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::engine::{Machine, Shared};
+use crate::phases::Phases;
 use crate::plan::{self, Facts, Life, Step};
 use crate::rows::Current;
 use crate::{Error, deadline, keys, prepare};
@@ -675,38 +676,4 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| Error::Panicked { what })?
-}
-
-/// How long each phase of a start takes.
-#[derive(Default)]
-struct Phases {
-    origin: Option<Instant>,
-    list: Vec<Timing>,
-}
-
-impl Phases {
-    /// Starts a new list, unless one is going on.
-    fn begin(&mut self) {
-        if self.origin.is_none() {
-            self.origin = Some(Instant::now());
-            self.list.clear();
-        }
-    }
-
-    fn phase(&mut self, phase: &str, started: Instant) {
-        let Some(origin) = self.origin else { return };
-        self.list.push(Timing {
-            phase: phase.to_owned(),
-            start_us: started.saturating_duration_since(origin).as_micros() as u64,
-            took_us: started.elapsed().as_micros() as u64,
-        });
-    }
-
-    fn list(&self) -> Vec<Timing> {
-        self.list.clone()
-    }
-
-    fn end(&mut self) {
-        self.origin = None;
-    }
 }

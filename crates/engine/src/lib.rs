@@ -23,9 +23,11 @@ mod machines;
 mod names;
 mod operations;
 mod outside;
+mod phases;
 mod plan;
 mod prepare;
 mod rows;
+mod wait;
 
 pub use config::{EngineConfig, Kernels, NamedKernel, RuntimeOptions};
 pub use doctor::doctor;
@@ -35,7 +37,8 @@ pub use exec::{ExecOutput, Execution};
 pub use files::{FileBytes, WriteFile};
 pub use inventory::{Item, inventory};
 pub use keys::Principal;
-pub use machines::{Admitted, ListMachines, Target};
+pub use machines::{Admitted, ListMachines};
+pub use wait::Target;
 
 pub use hutch_image::child_main as build_disk_main;
 pub use hutch_runtime::shim::main as shim_main;

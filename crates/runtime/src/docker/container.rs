@@ -174,6 +174,9 @@ impl Life for Container {
         if !matches!(timeout(REST_OF_OUTPUT, rest).await, Ok(Ok(()))) {
             tracing::warn!(dir = %self.dir.path().display(), "the end of the output is missing from the console");
         }
+        // Nobody listens there any more. One that is gone already is as good.
+        let socket = self.dir.file(MachineDir::VMM).join(super::SOCKET);
+        drop(tokio::fs::remove_file(socket).await);
         tracing::debug!(dir = %self.dir.path().display(), runtime = super::NAME, exit = ?report.exit, "container ended");
         report
     }
@@ -206,12 +209,11 @@ impl Container {
                         let waited = engine
                             .wait_container(&self.run.container, None::<WaitContainerOptions>);
                         // Whatever it says: the state is looked at again. An end that is no end is a connection lost.
-                        match std::pin::pin!(waited).next().await {
-                            Some(
-                                Ok(_)
-                                | Err(bollard::errors::Error::DockerContainerWaitError { .. }),
-                            ) => continue,
-                            _ => {}
+                        if let Some(
+                            Ok(_) | Err(bollard::errors::Error::DockerContainerWaitError { .. }),
+                        ) = std::pin::pin!(waited).next().await
+                        {
+                            continue;
                         }
                     }
                 }

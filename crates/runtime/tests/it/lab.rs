@@ -190,7 +190,9 @@ impl Lab {
                 match self.runtime.channel(&self.dir).await {
                     Ok(Channel::Wire(stream) | Channel::Connection(stream)) => return stream,
                     // Nobody listens in a guest that is still booting.
-                    Err(Error::Timeout { .. }) => {}
+                    Err(Error::Timeout { .. } | Error::NotRunning { .. }) => {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
                     Err(error) => panic!("{error}; {}", self.last_words()),
                 }
             }
