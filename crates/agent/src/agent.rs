@@ -49,6 +49,8 @@ pub struct Ending {
     pub reboot: bool,
     /// Between SIGTERM and SIGKILL.
     pub grace: Duration,
+    /// Whether the machine ends too, or only the agent.
+    pub machine: bool,
 }
 
 /// The agent.
@@ -309,12 +311,25 @@ impl Agent {
         }
     }
 
-    /// Begins the end; the first wish counts.
+    /// Begins the end of the machine; the first wish counts.
     pub fn end(&self, reboot: bool, grace: Duration) {
-        let ending = Ending {
+        self.wish(Ending {
             reboot,
             grace: grace.min(GRACE_MAX),
-        };
+            machine: true,
+        });
+    }
+
+    /// Begins the end of the agent, which whoever started it wants.
+    pub fn leave(&self, grace: Duration) {
+        self.wish(Ending {
+            reboot: false,
+            grace,
+            machine: false,
+        });
+    }
+
+    fn wish(&self, ending: Ending) {
         self.ending.send_if_modified(|wish| {
             let first = wish.is_none();
             wish.get_or_insert(ending);
@@ -332,6 +347,7 @@ impl Agent {
         let wish = wish.unwrap_or(Ending {
             reboot: false,
             grace: Duration::ZERO,
+            machine: false,
         });
         // Frozen processes cannot end, nor can anything be written.
         if let Err(failure) = self.thaw().await {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | PID 1 with `/modules` beside it | [`init`]: boots the machine and looks after the agent |
 //! | `@hutch-agent guest CHANNEL` | the agent in a guest, child of the first |
+//! | `hutch-agent serve --serial LINE --guest` | the agent in a guest with an init of its own, as a service of that |
 //! | `hutch-agent serve …` | the agent as a plain process on a host, without a [`system::System`] |
 //!
 //! Exit codes of the agent, which PID 1 and other parents act on: 0 power off, [`REBOOT`] restart, 2 wrong arguments,
@@ -26,6 +27,7 @@ mod uevent;
 
 use std::process::ExitCode;
 
+use crate::agent::Ending;
 use crate::error::{chain, say};
 use crate::params::{Command, USAGE};
 
@@ -52,6 +54,14 @@ fn main() -> ExitCode {
                 env!("CARGO_PKG_VERSION")
             );
             return ExitCode::SUCCESS;
+        }
+        Command::Serve(serve) if serve.guest => {
+            // Its parent is no PID 1 of ours: a restart was asked of that one already.
+            let ended = role::service(serve.channel);
+            ended.map(|ending| Ending {
+                reboot: false,
+                ..ending
+            })
         }
         Command::Serve(serve) => role::serve(serve),
         Command::Guest(channel) => role::guest(channel),

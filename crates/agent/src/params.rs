@@ -147,7 +147,7 @@ pub enum Command {
 /// Arguments of `serve`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Serve {
-    /// `--unix PATH` or `--fd N`.
+    /// `--unix PATH`, `--fd N` or `--serial PATH`.
     pub channel: Channel,
     /// `--root DIR`: working directory of processes and base of relative paths.
     pub root: Option<PathBuf>,
@@ -155,11 +155,14 @@ pub struct Serve {
     pub cgroup: Option<PathBuf>,
     /// `--pid-file PATH`.
     pub pid_file: Option<PathBuf>,
+    /// `--guest`: the machine is ours, although its PID 1 is not.
+    pub guest: bool,
 }
 
 /// Printed with usage errors.
 pub const USAGE: &str =
-    "usage: hutch-agent serve (--unix PATH | --fd N) [--root DIR] [--cgroup DIR] [--pid-file PATH]
+    "usage: hutch-agent serve (--unix PATH | --fd N | --serial PATH) [--root DIR] [--cgroup DIR] [--pid-file PATH]
+       hutch-agent serve --serial PATH --guest
        hutch-agent --version";
 
 impl Command {
@@ -186,7 +189,12 @@ impl Command {
 
     fn serve(mut args: impl Iterator<Item = OsString>) -> Result<Self> {
         let (mut channel, mut root, mut cgroup, mut pid_file) = (None, None, None, None);
+        let mut guest = false;
         while let Some(flag) = args.next() {
+            if flag == "--guest" {
+                guest = true;
+                continue;
+            }
             let value = args
                 .next()
                 .ok_or(Error::Usage("an option lacks its value"))?;
@@ -197,14 +205,19 @@ impl Command {
                     let fd = fd.ok_or(Error::Usage("--fd wants a number"))?;
                     channel = Some(Channel::Inherited(fd));
                 }
+                Some("--serial") => channel = Some(Channel::Uart(value.into())),
                 Some("--root") => root = Some(value.into()),
                 Some("--cgroup") => cgroup = Some(value.into()),
                 Some("--pid-file") => pid_file = Some(value.into()),
                 _ => return Err(Error::Usage("no such option")),
             }
         }
-        let channel = channel.ok_or(Error::Usage("serve needs --unix or --fd"))?;
+        let channel = channel.ok_or(Error::Usage("serve needs --unix, --fd or --serial"))?;
+        if guest && (root.is_some() || cgroup.is_some()) {
+            return Err(Error::Usage("a guest has its own root and control group"));
+        }
         Ok(Self::Serve(Serve {
+            guest,
             channel,
             root,
             cgroup,
@@ -291,5 +304,13 @@ mod tests {
         };
         assert_eq!(serve.channel, Channel::Unix("/s".into()));
         assert_eq!(serve.root, Some("/r".into()));
+        assert!(!serve.guest);
+        let Ok(Command::Serve(serve)) = parse(&["serve", "--guest", "--serial", "/dev/ttyS0"])
+        else {
+            panic!("serve");
+        };
+        assert_eq!(serve.channel, Channel::Uart("/dev/ttyS0".into()));
+        assert!(serve.guest);
+        assert!(parse(&["serve", "--serial", "/s", "--guest", "--root", "/r"]).is_err());
     }
 }

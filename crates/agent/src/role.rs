@@ -1,12 +1,16 @@
-//! The agent's two roles: in a guest, and as a plain process on a host. They differ in what is given to [`Agent`].
+//! The agent's roles: in a guest, with our PID 1 above it or as a service of another, and as a plain process on a
+//! host. They differ in what is given to [`Agent`].
 
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit};
+use rustix::system::RebootCommand;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::agent::{Agent, Ending, NONCE};
@@ -15,7 +19,7 @@ use crate::error::{Context, Result, say};
 use crate::params::{Channel, Serve};
 use crate::process::Table;
 use crate::process::group::Groups;
-use crate::process::launch::Surroundings;
+use crate::process::launch::{PATH, Surroundings};
 use crate::system::System;
 use crate::system::guest::Guest;
 
@@ -35,9 +39,46 @@ const GRACE: Duration = Duration::from_secs(2);
 pub fn guest(channel: Channel) -> Result<Ending> {
     let _ = rustix::thread::set_name(c"hutch-agent");
     let state = std::io::stdin().as_fd().try_clone_to_owned();
-    let state = std::fs::File::from(state.what("take over the state")?);
+    let state = File::from(state.what("take over the state")?);
     let mut nonce = [0; NONCE];
     state.read_exact_at(&mut nonce, 0).what("read the state")?;
+    in_guest(channel, nonce, Some(state))
+}
+
+/// Serves in a machine whose PID 1 is another: a service of it. Ends the machine as a person at its console would.
+///
+/// # Errors
+/// The channel cannot be opened, or the machine not ended.
+pub fn service(channel: Channel) -> Result<Ending> {
+    let ending = in_guest(channel, new_nonce()?, None)?;
+    if ending.machine {
+        end_machine(ending.reboot)?;
+    }
+    Ok(ending)
+}
+
+/// Asks PID 1, in the way that all of them have in common; without one that can be asked, the kernel.
+fn end_machine(reboot: bool) -> Result<()> {
+    let (program, command) = match reboot {
+        true => ("reboot", RebootCommand::Restart),
+        false => ("poweroff", RebootCommand::PowerOff),
+    };
+    let asked = std::process::Command::new(program)
+        .env_clear()
+        .env("PATH", PATH)
+        .stdin(Stdio::null())
+        .status();
+    match asked {
+        Ok(status) if status.success() => Ok(()),
+        failed => {
+            say(&format!("{program}: {failed:?}; asking the kernel"));
+            rustix::fs::sync();
+            rustix::system::reboot(command).what("end the machine")
+        }
+    }
+}
+
+fn in_guest(channel: Channel, nonce: [u8; NONCE], state: Option<File>) -> Result<Ending> {
     let groups = match own_cgroup() {
         Ok(groups) => groups,
         Err(error) => {
@@ -56,13 +97,20 @@ pub fn guest(channel: Channel) -> Result<Ending> {
             None,
             Some(system),
             nonce,
-            Some(state),
+            state,
         )
     })
 }
 
+/// Below the group that we were started in, when somebody gave us one: then that one is ours to divide.
 fn own_cgroup() -> std::io::Result<Groups> {
-    let base = Path::new(CGROUP);
+    let given = std::fs::read_to_string("/proc/self/cgroup")?;
+    let given = given.lines().find_map(|line| line.strip_prefix("0::/"));
+    let base = match given.unwrap_or_default() {
+        "" => PathBuf::from(CGROUP),
+        given => Path::new("/sys/fs/cgroup").join(given),
+    };
+    let base = base.as_path();
     std::fs::create_dir_all(base.join("agent"))?;
     std::fs::write(base.join("agent/cgroup.procs"), "0")?;
     Groups::in_cgroup(base)
@@ -84,9 +132,7 @@ pub fn serve(serve: Serve) -> Result<Ending> {
         .root
         .map(|root| root.canonicalize().path("use", root))
         .transpose()?;
-    let mut nonce = [0; NONCE];
-    rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())
-        .what("draw a nonce")?;
+    let nonce = new_nonce()?;
     if let Some(path) = &serve.pid_file {
         let pid = format!("{}\n", std::process::id());
         std::fs::write(path, pid).path("write", path)?;
@@ -96,6 +142,13 @@ pub fn serve(serve: Serve) -> Result<Ending> {
         let table = Table::new(groups, ring_bytes(), surroundings);
         Agent::new(table, root, None, nonce, None)
     })
+}
+
+fn new_nonce() -> Result<[u8; NONCE]> {
+    let mut nonce = [0; NONCE];
+    rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())
+        .what("draw a nonce")?;
+    Ok(nonce)
 }
 
 /// Raises our own limit of open files: each process has up to five.
@@ -141,7 +194,7 @@ fn run(channel: Channel, agent: impl FnOnce() -> Agent) -> Result<Ending> {
         });
         let told = async {
             terminate.recv().await;
-            agent.end(false, GRACE);
+            agent.leave(GRACE);
             std::future::pending().await
         };
         let result = tokio::select! {

@@ -1,5 +1,6 @@
 //! The commands: one file each (those that only want another level share one), and one row each in [`Command`] and its [`run`](Command::run).
 
+mod agent;
 mod completion;
 mod cp;
 mod create;
@@ -77,6 +78,7 @@ pub enum Command {
     Cp(cp::Args),
     Image(image::Args),
     Runtime(runtime::Args),
+    Agent(agent::Args),
     Completion(completion::Args),
 }
 
@@ -105,6 +107,7 @@ impl Command {
             Command::Cp(args) => signals.or(cp::run(args, app)).await,
             Command::Image(args) => signals.or(image::run(args, app)).await,
             Command::Runtime(args) => signals.or(runtime::run(args, app)).await,
+            Command::Agent(args) => signals.or(agent::run(args, app)).await,
             Command::Completion(args) => completion::run(args),
         }
     }

@@ -142,6 +142,16 @@ pub enum Error {
         /// Its number.
         signal: u8,
     },
+    /// A program that works for us did not do its part; it has said why.
+    #[error("{program}: {how}")]
+    Program {
+        /// Its name.
+        program: String,
+        /// How it ended.
+        how: String,
+        /// What it needs.
+        hint: &'static str,
+    },
     /// All has been said already.
     #[error("there were errors")]
     Reported {
@@ -178,7 +188,9 @@ impl Error {
             | Error::NotDirectory { .. }
             | Error::NoFileName { .. }
             | Error::IsLink { .. } => Kind::Invalid,
-            Error::NoServer { .. } | Error::Socket { .. } => Kind::Unavailable,
+            Error::NoServer { .. } | Error::Socket { .. } | Error::Program { .. } => {
+                Kind::Unavailable
+            }
             Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Kind::NotFound
             }
@@ -223,6 +235,7 @@ impl Error {
             Error::StdinTooLarge => {
                 "copy it into the machine first, with `hutch cp - MACHINE:/path`"
             }
+            Error::Program { hint, .. } => hint,
             Error::CopySides => {
                 "write it as MACHINE:/path; a local name with a colon needs ./ before it"
             }

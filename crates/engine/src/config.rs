@@ -89,6 +89,10 @@ pub struct RuntimeOptions {
     pub docker_socket: Option<PathBuf>,
     /// The engine's network that its containers are in; none when absent.
     pub docker_network: Option<String>,
+    /// What VirtualBox' machines are clones of: `VM@SNAPSHOT`.
+    pub virtualbox_base: Option<String>,
+    /// The environment of VirtualBox' programs: where the account's registry of VMs is.
+    pub virtualbox_environment: BTreeMap<String, String>,
 }
 
 #[cfg(test)]

@@ -32,6 +32,8 @@ pub(crate) fn runtimes(config: &EngineConfig) -> Runtimes {
         disk_ops_per_s: config.runtime_options.disk_ops_per_s,
         docker_socket: config.runtime_options.docker_socket.clone(),
         docker_network: config.runtime_options.docker_network.clone(),
+        base: config.runtime_options.virtualbox_base.clone(),
+        environment: config.runtime_options.virtualbox_environment.clone(),
         console_bytes: config.console_bytes,
         ..RuntimeConfig::default()
     })

@@ -95,6 +95,7 @@ impl CloudHypervisor {
             }),
             own: vec![MachineDir::DISK.to_owned()],
             own_dir: true,
+            gains_privileges: false,
             changes_user: false,
             links: Vec::new(),
             files: BTreeMap::new(),

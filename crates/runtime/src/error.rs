@@ -132,6 +132,18 @@ pub enum Error {
         /// What it said, made printable.
         answer: String,
     },
+    /// A program of the host that a runtime works through refused, or answered with nonsense.
+    #[error("{program} {command}: {answer}")]
+    Refused {
+        /// Its name.
+        program: &'static str,
+        /// What it was asked for.
+        command: String,
+        /// What it said, made printable.
+        answer: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
     /// The launcher could not do its part.
     #[error("launch: {answer}")]
     Launch {
@@ -161,6 +173,7 @@ impl Error {
             Error::Unsupported { .. } => Kind::Unsupported,
             Error::WrongImage { .. } => Kind::Unsupported,
             Error::Unusable { .. }
+            | Error::Refused { .. }
             | Error::ProgramMissing { .. }
             | Error::TooOld { .. }
             | Error::Unreachable { .. }
@@ -185,6 +198,7 @@ impl Error {
             | Error::TooOld { hint, .. }
             | Error::Unreachable { hint, .. }
             | Error::WrongImage { hint, .. } => Some((*hint).to_owned()),
+            Error::Refused { hint, .. } => hint.clone(),
             Error::Unproved { dir, .. } => Some(format!(
                 "look who holds {}/run/lock; nothing is killed on doubt",
                 dir.display()

@@ -102,6 +102,7 @@ impl Firecracker {
             }),
             own: vec![MachineDir::DISK.to_owned()],
             own_dir: true,
+            gains_privileges: false,
             changes_user: jail.is_some(),
             links,
             files: BTreeMap::from([(format!("{own}/{}", config::FILE), text)]),

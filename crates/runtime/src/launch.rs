@@ -57,6 +57,9 @@ pub(crate) struct Launch {
     /// Files that are made for that user, by their paths relative to the machine's directory: their texts.
     #[serde(default)]
     pub(crate) files: BTreeMap<String, String>,
+    /// Whether an exec may give it privileges: only for a VMM that is set-uid and refuses to run otherwise.
+    #[serde(default)]
+    pub(crate) gains_privileges: bool,
     /// Sockets to listen on.
     pub(crate) listen: Vec<Listen>,
     /// A connection whose output is recorded.

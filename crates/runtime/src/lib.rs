@@ -30,6 +30,7 @@ mod cloud_hypervisor;
 mod docker;
 mod firecracker;
 mod qemu;
+mod virtualbox;
 
 pub use dir::MachineDir;
 pub use error::Error;

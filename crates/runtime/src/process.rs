@@ -139,6 +139,11 @@ impl Process {
         report.await.clone()
     }
 
+    /// Ends it at once, for a life that stands on this one.
+    pub(crate) async fn signal(&self, again: bool) -> Result<(), Error> {
+        self.0.life.kill(again).await
+    }
+
     /// Ends it at once and waits for its end.
     ///
     /// # Errors

@@ -95,6 +95,7 @@ impl Qemu {
             changes_user: false,
             links: Vec::new(),
             files: BTreeMap::new(),
+            gains_privileges: false,
             listen: vec![
                 listen(MachineDir::AGENT_SOCKET, AGENT_FD),
                 listen(MachineDir::MONITOR_SOCKET, MONITOR_FD),

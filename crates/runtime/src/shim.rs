@@ -320,6 +320,7 @@ fn spawn(
                 .filter(|_| !launch.changes_user)
                 .map(|user| (user.uid, user.gid, user.groups.clone())),
             limits: vec![(Resource::Core, 0), (Resource::Nofile, launch.open_files)],
+            gains_privileges: launch.gains_privileges,
         },
     );
     command.spawn().map_err(at(format!("run {program}")))

@@ -1,5 +1,6 @@
 //! What a runtime is told: plain data.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// A machine as a runtime sees it. Its files are in its directory under fixed names.
@@ -85,6 +86,10 @@ pub struct RuntimeConfig {
     pub docker_socket: Option<PathBuf>,
     /// The engine's network that containers are in: `bridge`, or one by name. Without it they have none.
     pub docker_network: Option<String>,
+    /// What machines are made from, for a runtime whose machines are clones of what its user made: `VM@SNAPSHOT`.
+    pub base: Option<String>,
+    /// The environment of programs that work for a user's account: `HOME` and the like. Others get none.
+    pub environment: BTreeMap<String, String>,
     /// The processor that guests see, as the VMM calls it; only Firecracker has such templates.
     pub cpu_template: Option<String>,
     /// Back the memory of guests with huge pages of the host, where a VMM can.

@@ -3,6 +3,7 @@
 
 pub mod guest;
 pub mod liar;
+pub mod virtualbox;
 pub mod vmm;
 
 use std::collections::BTreeMap;
@@ -70,6 +71,7 @@ impl Stub {
             changes_user: false,
             links: Vec::new(),
             files: BTreeMap::new(),
+            gains_privileges: false,
             listen: vec![
                 listen(MachineDir::AGENT_SOCKET, vmm::AGENT_FD),
                 listen(MachineDir::MONITOR_SOCKET, vmm::MONITOR_FD),

@@ -47,9 +47,12 @@ pub(crate) struct Child {
     pub(crate) ids: Option<(u32, u32, Vec<u32>)>,
     /// Soft and hard limit alike.
     pub(crate) limits: Vec<(Resource, u64)>,
+    /// Whether a later exec may give it privileges.
+    pub(crate) gains_privileges: bool,
 }
 
-/// Makes the child of `command` set itself up as `child` says, gain no privileges by exec, and die with this thread.
+/// Makes the child of `command` set itself up as `child` says, gain no privileges by exec unless it says so, and die with this
+/// thread: until an exec that gives it privileges, at which the kernel forgets that.
 pub(crate) fn set_up(command: &mut Command, child: Child) {
     let parent = rustix::process::getpid();
     let groups: Vec<Gid> = child
@@ -97,7 +100,9 @@ fn between_fork_and_exec(child: &Child, groups: &[Gid], parent: Pid) -> io::Resu
         rustix::thread::set_thread_res_gid(gid, gid, gid)?;
         rustix::thread::set_thread_res_uid(uid, uid, uid)?;
     }
-    rustix::thread::set_no_new_privs(true)?;
+    if !child.gains_privileges {
+        rustix::thread::set_no_new_privs(true)?;
+    }
     // After the change of user, which clears it.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     if rustix::process::getppid() != Some(parent) {

@@ -24,10 +24,15 @@ const ROWS: &[Row] = &[
         name: crate::qemu::NAME,
         new: |config| Arc::new(crate::qemu::Qemu::new(config)),
     },
-    // Shares the host's kernel: after all that do not.
+    // Shares the host's kernel: after the VMMs that need nothing but themselves.
     Row {
         name: crate::docker::NAME,
         new: |config| Arc::new(crate::docker::Docker::new(config)),
+    },
+    // Needs a VM that its user has made.
+    Row {
+        name: crate::virtualbox::NAME,
+        new: |config| Arc::new(crate::virtualbox::VirtualBox::new(config)),
     },
     // Last, so that tests get it only by name or where nothing else is usable.
     #[cfg(feature = "stub")]

@@ -52,6 +52,9 @@ pub struct Config {
     /// `hutch` itself, which has the hidden subcommands that the engine starts. Not configurable.
     #[serde(skip)]
     pub launcher: PathBuf,
+    /// What the environment says about the account that the server runs as. Not configurable.
+    #[serde(skip)]
+    pub account: BTreeMap<String, String>,
 }
 
 /// The API.
@@ -104,6 +107,10 @@ pub struct Runtime {
     pub disk_bytes_per_s: Option<u64>,
     /// The same in operations.
     pub disk_ops_per_s: Option<u64>,
+    /// The base VM and snapshot of VirtualBox' machines.
+    pub virtualbox_base: Option<String>,
+    /// VirtualBox' own directory of settings.
+    pub virtualbox_home: Option<PathBuf>,
     /// Path of a program, by runtime.
     #[serde(default)]
     pub programs: BTreeMap<String, PathBuf>,
@@ -248,6 +255,8 @@ impl Config {
                 balloon: self.runtime.balloon,
                 disk_bytes_per_s: self.runtime.disk_bytes_per_s,
                 disk_ops_per_s: self.runtime.disk_ops_per_s,
+                virtualbox_base: self.runtime.virtualbox_base.clone(),
+                virtualbox_environment: self.virtualbox_environment(),
             },
             allow_emulation: self.runtime.allow_emulation,
             max_machines: self.limits.machines,
@@ -283,6 +292,15 @@ impl Config {
     /// Where `hutch runtime install` puts programs, and the runtimes look first.
     pub fn programs_dir(&self) -> PathBuf {
         self.data_dir.join("programs")
+    }
+
+    /// The account's, with the registry that is configured.
+    fn virtualbox_environment(&self) -> BTreeMap<String, String> {
+        let mut all = self.account.clone();
+        if let Some(home) = &self.runtime.virtualbox_home {
+            all.insert("VBOX_USER_HOME".to_owned(), home.display().to_string());
+        }
+        all
     }
 
     /// The unix socket of the API.

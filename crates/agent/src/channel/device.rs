@@ -66,6 +66,9 @@ fn find_port(name: &str) -> Option<PathBuf> {
 }
 
 async fn appear(look: impl Fn() -> Option<PathBuf>) -> Result<PathBuf> {
+    if let Some(found) = look() {
+        return Ok(found);
+    }
     let news = Uevents::open().what("listen for devices")?;
     let news = poll::watch(news, Interest::READABLE).what("listen for devices")?;
     loop {

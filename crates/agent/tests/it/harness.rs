@@ -14,6 +14,7 @@ use hutch_guest::pb::{self, exit_status::How, output_chunk};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tonic::body::Body;
 use tonic::{Code, Status, Streaming};
@@ -64,14 +65,7 @@ impl Agent {
 
     /// A new connection that has said nothing.
     pub async fn connect(&self) -> Client {
-        let stream = connect(&self.dir.path().join("sock")).await;
-        let handshake = http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(limits::STREAM_WINDOW)
-            .initial_connection_window_size(limits::CONNECTION_WINDOW)
-            .handshake(TokioIo::new(stream));
-        let (requests, driver) = handshake.await.unwrap();
-        tokio::spawn(driver);
-        AgentClient::with_origin(Wire(requests), http::Uri::from_static("http://agent"))
+        client_on(connect(&self.dir.path().join("sock")).await).await
     }
 
     /// A connection after Hello.
@@ -132,6 +126,17 @@ impl tower::Service<http::Request<Body>> for Wire {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         Box::pin(self.0.send_request(request))
     }
+}
+
+/// A client on a connection that has said nothing.
+pub async fn client_on(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Client {
+    let handshake = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(limits::STREAM_WINDOW)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        .handshake(TokioIo::new(stream));
+    let (requests, driver) = handshake.await.unwrap();
+    tokio::spawn(driver);
+    AgentClient::with_origin(Wire(requests), http::Uri::from_static("http://agent"))
 }
 
 async fn connect(path: &Path) -> UnixStream {

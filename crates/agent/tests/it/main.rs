@@ -7,3 +7,4 @@ mod files;
 mod harness;
 mod output;
 mod processes;
+mod serial;

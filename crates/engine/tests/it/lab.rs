@@ -151,7 +151,7 @@ fn mode(path: &Path, mode: u32) {
 }
 
 /// Where the programs of this build are.
-fn programs() -> PathBuf {
+pub fn programs() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     test.ancestors().nth(2).unwrap().to_owned()
 }

@@ -153,6 +153,7 @@ fn spawn(cgroup: &Cgroup, program: &str, argument: &str) -> std::process::Child 
         .stdout(Stdio::null());
     let joints = cgroup.joints();
     let child = sys::Child {
+        gains_privileges: false,
         join: joints.iter().map(AsRawFd::as_raw_fd).collect(),
         keep: Vec::new(),
         ids: None,

@@ -297,6 +297,7 @@ async fn run_agent(
             keep: vec![fd],
             ids: None,
             limits: Vec::new(),
+            gains_privileges: false,
         },
     );
     let mut child = tokio::process::Command::from(command).spawn()?;

@@ -29,6 +29,9 @@ macro_rules! promises {
         mod jailed { $(#[tokio::test] async fn $name() {
             if let Some(lab) = super::Lab::jailed().await { super::$name(lab).await; }
         })* }
+        mod virtualbox { $(#[tokio::test] async fn $name() {
+            if let Some(lab) = super::Lab::new("virtualbox").await { super::$name(lab).await; }
+        })* }
     };
 }
 
@@ -122,7 +125,7 @@ async fn a_machine_runs_and_is_found_again(lab: Lab) {
 
 async fn a_second_start_is_refused_and_harmless(lab: Lab) {
     let process = lab.start().await;
-    let second = lab::runtime(lab.runtime.name())
+    let second = lab::runtime(lab.runtime.name(), &lab.dir)
         .start(&lab.dir, &lab.spec)
         .await;
     assert!(matches!(second, Err(Error::Locked { .. })), "{second:?}");
@@ -142,15 +145,12 @@ async fn server_that_is_killed() {
     let [runtime, label, dir] = *held.split(' ').collect::<Vec<_>>() else {
         panic!("{held}");
     };
-    let started = lab::runtime(runtime)
-        .start(&MachineDir::new(dir), &lab::spec(label))
+    let dir = MachineDir::new(dir);
+    let started = lab::runtime(runtime, &dir)
+        .start(&dir, &lab::spec(label))
         .await;
     let process = started.unwrap();
-    std::fs::write(
-        MachineDir::new(dir).file("started"),
-        process.pid().to_string(),
-    )
-    .unwrap();
+    std::fs::write(dir.file("started"), process.pid().to_string()).unwrap();
     std::future::pending::<()>().await;
 }
 

@@ -31,17 +31,13 @@ pub fn layer(into: &Path) -> ImageLayer {
     ImageLayer { id, path }
 }
 
-fn tag(lab: &Lab) -> String {
-    lab.spec.label[1..].split('-').next().unwrap().to_owned()
-}
-
 /// Removes all that a test has made in the engine, which is in use by others.
 pub fn remove_all(lab: &Lab) {
-    let (name, tag) = (lab.runtime.name(), tag(lab));
+    let (name, dir, tag) = (lab.runtime.name(), lab.dir.clone(), lab.tag().to_owned());
     let removed = std::thread::spawn(move || {
         let tokio = tokio::runtime::Runtime::new().unwrap();
         tokio.block_on(async {
-            let docker = runtime(name);
+            let docker = runtime(name, &dir);
             for what in docker.outside(&tag).await.unwrap() {
                 docker.remove_outside(&what).await.unwrap();
             }
@@ -196,8 +192,8 @@ async fn only_what_carries_our_tag_is_ours() {
     let Some(lab) = Lab::new("docker").await else {
         return;
     };
-    let tag = tag(&lab);
-    let all = lab.runtime.outside(&tag).await.unwrap();
+    let tag = lab.tag();
+    let all = lab.runtime.outside(tag).await.unwrap();
     let of = |kind: &str| {
         all.iter()
             .find(|what| what.kind == kind)
@@ -222,7 +218,7 @@ async fn only_what_carries_our_tag_is_ours() {
     let started = lab.runtime.start(&lab.dir, &other).await;
     assert!(matches!(started, Err(Error::Monitor { .. })), "{started:?}");
     lab.runtime.remove(&other).await.unwrap();
-    assert_eq!(lab.runtime.outside(&tag).await.unwrap(), all);
+    assert_eq!(lab.runtime.outside(tag).await.unwrap(), all);
 
     // An image of which there is a container stays.
     let image = all
@@ -230,11 +226,11 @@ async fn only_what_carries_our_tag_is_ours() {
         .find(|what| what.kind == "container image")
         .unwrap();
     lab.runtime.remove_outside(image).await.unwrap();
-    assert_eq!(lab.runtime.outside(&tag).await.unwrap(), all);
+    assert_eq!(lab.runtime.outside(tag).await.unwrap(), all);
     lab.runtime.remove(&lab.spec).await.unwrap();
     lab.runtime.remove(&lab.spec).await.unwrap();
     lab.runtime.remove_outside(image).await.unwrap();
-    assert_eq!(lab.runtime.outside(&tag).await.unwrap(), []);
+    assert_eq!(lab.runtime.outside(tag).await.unwrap(), []);
 }
 
 #[tokio::test]

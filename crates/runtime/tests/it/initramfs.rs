@@ -46,10 +46,12 @@ esac
 port=
 until [ -c "$port" ]; do
     sleep 0.02
-    set -- /dev/vport*p1
+    set -- PORT
     port=$1
 done
 exec 3<>$port
+# Only now: a serial line forgets its settings when nobody has it open.
+case $port in /dev/ttyS*) stty raw -echo <&3 ;; esac
 while :; do
     /serve <&3 >&3
     # Nobody is connected.
@@ -91,8 +93,8 @@ while read -r command argument; do
 done
 "#;
 
-/// `None` when something that it is made of is missing.
-pub fn boot_set() -> Option<BootSet> {
+/// A guest that listens on `port`, a pattern of names. `None` when something that it is made of is missing.
+pub fn boot_set(port: &str) -> Option<BootSet> {
     let kernel = PathBuf::from(std::env::var_os("HUTCH_TEST_KERNEL")?);
     let modules = PathBuf::from(std::env::var_os("HUTCH_TEST_MODULES")?);
     let busybox = std::fs::read("/bin/busybox").ok()?;
@@ -102,7 +104,7 @@ pub fn boot_set() -> Option<BootSet> {
     }
     archive.add("bin/busybox", 0o100_755, &busybox);
     archive.add("bin/sh", 0o120_777, b"busybox");
-    archive.add("init", 0o100_755, INIT.as_bytes());
+    archive.add("init", 0o100_755, INIT.replace("PORT", port).as_bytes());
     archive.add("serve", 0o100_755, SERVE.as_bytes());
     let door = std::fs::read(env!("CARGO_BIN_EXE_hutch-stub-vmm")).ok()?;
     archive.add("bin/door", 0o100_755, &door);

@@ -62,8 +62,18 @@ pub fn docker_socket() -> Option<PathBuf> {
     std::env::var_os("HUTCH_TEST_DOCKER").map(PathBuf::from)
 }
 
-pub fn runtime(name: &str) -> Arc<dyn Runtime> {
-    runtimes().get(name).unwrap().clone()
+/// A runtime as a server has it whose machine is in that directory.
+pub fn runtime(name: &str, dir: &MachineDir) -> Arc<dyn Runtime> {
+    if name != "virtualbox" {
+        return runtimes().get(name).unwrap().clone();
+    }
+    let beside = |name: &str| dir.path().with_file_name(name);
+    runtime_with(name, |config| {
+        config.program = Some(beside("programs").join("VBoxManage"));
+        config.base = Some("debian base@clean".into());
+        let home = beside("virtualbox").display().to_string();
+        config.environment = [("VBOX_USER_HOME".into(), home)].into();
+    })
 }
 
 impl Lab {
@@ -71,14 +81,27 @@ impl Lab {
     pub async fn new(name: &str) -> Option<Self> {
         let lab = Self::bare(name);
         let (runtime, dir) = (&lab.runtime, &lab.dir);
-        if runtime.boots_kernel() {
+        if name == "virtualbox" {
+            // The guest of what stands for VirtualBox is QEMU's.
+            let qemu = self::runtime("qemu", dir).probe().await.usable;
+            let Some(boot) = initramfs::boot_set("/dev/ttyS0").filter(|_| qemu) else {
+                println!(
+                    "skipped: QEMU, a kernel in HUTCH_TEST_KERNEL and its modules in HUTCH_TEST_MODULES are needed"
+                );
+                return None;
+            };
+            let guest = dir.path().with_file_name("virtualbox").join("guest");
+            std::fs::create_dir(&guest).unwrap();
+            std::fs::copy(boot.kernel, guest.join("kernel")).unwrap();
+            std::fs::write(guest.join("initramfs"), &boot.initramfs).unwrap();
+        } else if runtime.boots_kernel() {
             let info = runtime.probe().await;
             let wanted = |boot: initramfs::BootSet| {
                 let is_elf = name == "firecracker";
                 let kernel = if is_elf { boot.elf } else { boot.kernel };
                 kernel.is_file().then_some((kernel, boot.initramfs))
             };
-            let boot = initramfs::boot_set().and_then(wanted);
+            let boot = initramfs::boot_set("/dev/vport*p1").and_then(wanted);
             let Some((kernel, initramfs)) = boot.filter(|_| info.usable) else {
                 println!(
                     "skipped: {name} ({}), a kernel in HUTCH_TEST_KERNEL and its modules in HUTCH_TEST_MODULES are needed",
@@ -110,7 +133,6 @@ impl Lab {
 
     /// A machine whose directory is empty.
     pub fn bare(name: &str) -> Self {
-        let runtime = runtime(name);
         let files = tempfile::tempdir().unwrap();
         // Longer than the address of a socket may be.
         let path = files.path().join("m".repeat(120));
@@ -118,12 +140,21 @@ impl Lab {
         std::fs::set_permissions(files.path(), PermissionsExt::from_mode(0o711)).unwrap();
         std::fs::create_dir(&path).unwrap();
         let dir = MachineDir::new(path);
+        if name == "virtualbox" {
+            install_virtualbox(files.path());
+        }
+        let runtime = runtime(name, &dir);
         Self {
             runtime,
             dir,
             spec: spec(&label()),
             _files: files,
         }
+    }
+
+    /// The tag of the server whose machine it is.
+    pub fn tag(&self) -> &str {
+        self.spec.label[1..].split('-').next().unwrap()
     }
 
     /// Nothing of the machine is left but files: no process, no lock, no socket, no cgroup.
@@ -180,7 +211,10 @@ impl Lab {
     }
 
     pub async fn adopt(&self) -> Adopted {
-        runtime(self.runtime.name()).adopt(&self.dir).await.unwrap()
+        runtime(self.runtime.name(), &self.dir)
+            .adopt(&self.dir)
+            .await
+            .unwrap()
     }
 
     /// A conversation with the guest, which may still be booting.
@@ -282,6 +316,16 @@ impl Drop for Lab {
             }
         }
         cgroup::destroy(&self.spec.label).unwrap();
+    }
+}
+
+/// Puts what stands for VirtualBox into a directory, under the names of its programs.
+fn install_virtualbox(files: &Path) {
+    std::fs::create_dir(files.join("programs")).unwrap();
+    std::fs::create_dir(files.join("virtualbox")).unwrap();
+    for name in ["VBoxManage", "VBoxHeadless"] {
+        let program = files.join("programs").join(name);
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_hutch-stub-virtualbox"), program).unwrap();
     }
 }
 

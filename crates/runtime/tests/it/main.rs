@@ -10,3 +10,4 @@ mod firecracker;
 mod initramfs;
 mod lab;
 mod proof;
+mod virtualbox;

@@ -15,6 +15,14 @@ use crate::Error;
 
 /// A unix socket's path has 108 bytes, one of which ends it (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
+/// By what programs that work for an account find their files; VirtualBox' are those.
+const ACCOUNT: [&str; 5] = [
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "XDG_CONFIG_HOME",
+    "VBOX_IPC_SOCKETID",
+];
 
 /// A configuration, and where each value came from.
 #[derive(Debug)]
@@ -145,6 +153,11 @@ pub fn load(flags: &Flags, host: &Host) -> Result<Loaded, Error> {
     }
     let mut config: Config = figment.extract().map_err(refused)?;
     config.launcher = host.executable.clone();
+    let account = ACCOUNT.iter().filter_map(|name| {
+        let value = environment.text(name)?;
+        Some(((*name).to_owned(), value.to_owned()))
+    });
+    config.account = account.collect();
     for dir in [&mut config.data_dir, &mut config.cache_dir] {
         *dir = std::path::absolute(&*dir).map_err(|source| Error::Config {
             path: dir.clone(),

@@ -61,7 +61,7 @@ const fn key(path: &'static str, shape: Shape, also: &'static [&'static str]) ->
 }
 
 /// All of them.
-pub(super) const KEYS: [Key; 28] = [
+pub(super) const KEYS: [Key; 30] = [
     key("listen", Shape::Text, &[]),
     key("data_dir", Shape::Text, &["DATA_DIR"]),
     key("cache_dir", Shape::Text, &[]),
@@ -95,6 +95,8 @@ pub(super) const KEYS: [Key; 28] = [
         Shape::Number(10..=10_000_000),
         &[],
     ),
+    key("runtime.virtualbox_base", Shape::Text, &[]),
+    key("runtime.virtualbox_home", Shape::Text, &["VBOX_USER_HOME"]),
     // A machine's slot is a u16.
     key(
         "limits.machines",
