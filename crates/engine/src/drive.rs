@@ -215,7 +215,7 @@ impl Driver {
         let started = Instant::now();
         let disk = match self.runtime.root() {
             Root::Disk => Some(self.shared.image_disk(&record.image)),
-            Root::Layer => None,
+            Root::Layer | Root::Elsewhere => None,
         };
         let (dir, made_for) = (self.dir.clone(), record.clone());
         self.file_work("prepare", move || {
@@ -365,6 +365,9 @@ impl Driver {
                 .into_iter()
                 .map(|row| format!("{}: {}", row.field, row.reason))
                 .collect();
+            if self.runtime.root() == Root::Elsewhere {
+                unapplied.push("image: this runtime's machines are made from what the server's configuration names".into());
+            }
             self.clock.phase("configure", started);
         }
         let timings = self.clock.list();

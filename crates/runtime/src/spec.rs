@@ -29,6 +29,8 @@ pub enum Root {
     Disk,
     /// The image's layer, which `prepare` is given.
     Layer,
+    /// Something that the user made and the configuration names. The image is not looked at.
+    Elsewhere,
 }
 
 /// An image as a runtime sees it.

@@ -17,8 +17,8 @@
 //! - **SIGTERM saves the machine's memory** instead of ending it. We never send one; memory saved by others (a host that
 //!   shuts down) is thrown away at the next start: a start is a boot.
 //! - **A reset by the guest** is turned into an end, whose reason VirtualBox leaves in a property of the machine.
-//! - **A deleted machine stays registered** in VirtualBox, without its files, until runtimes are asked to remove what they have
-//!   outside of directories (`unregister`, `machine::is_of`).
+//! - **A machine is registered** in VirtualBox, outside of its directory, and known there as ours by its UUID
+//!   (`unregister`, `machine::is_of`).
 //! - **The agent is a service of the guest's** on its first serial line; the second one is the console. Kernel,
 //!   initramfs, disk image and disk size are the base VM's affair.
 
@@ -43,7 +43,9 @@ use crate::process::{self, Adopted, Evidence, ExitReport, Life, Process, printab
 use crate::program::{Program, Wanted};
 use crate::ring::RingReader;
 use crate::watch::Watch;
-use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
+use crate::{
+    Channel, Error, ImageLayer, MachineDir, MachineSpec, Outside, Root, Runtime, RuntimeConfig,
+};
 use info::{Info, State};
 use machine::{Base, CHANNEL, LinkedClone};
 use manage::Manage;
@@ -511,6 +513,58 @@ impl Runtime for VirtualBox {
 
     fn boots_kernel(&self) -> bool {
         false
+    }
+
+    fn root(&self) -> Root {
+        Root::Elsewhere
+    }
+
+    async fn prepare(
+        &self,
+        dir: &MachineDir,
+        spec: &MachineSpec,
+        _image: &ImageLayer,
+    ) -> Result<(), Error> {
+        self.program.check().await?;
+        // Of an attempt whose directory is gone.
+        Runtime::remove(self, spec).await?;
+        self.make(dir, spec).await.map(drop)
+    }
+
+    async fn remove(&self, spec: &MachineSpec) -> Result<(), Error> {
+        self.unregister(&LinkedClone::of(&spec.label)?.uuid).await
+    }
+
+    async fn outside(&self, tag: &str) -> Result<Vec<Outside>, Error> {
+        let manage = self.manage()?;
+        let list = ["list", "vms"].map(str::to_owned);
+        let all = manage.run(Path::new("/"), &list, ASK).await?;
+        let mut found = Vec::new();
+        for uuid in info::machines(&all) {
+            if !machine::is_of(uuid, tag) {
+                continue;
+            }
+            let whose = match manage.run(Path::new("/"), &machine::whose(uuid), ASK).await {
+                Ok(whose) => whose,
+                // In doubt nothing is removed. VirtualBox says nothing of a machine whose files it cannot read.
+                Err(error @ Error::Refused { .. }) => {
+                    tracing::debug!(%error, uuid, "a machine that cannot be asked whose it is");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            // Without an owner it was not made to its end, and has never run.
+            found.push(Outside {
+                kind: "VirtualBox machine",
+                name: uuid.to_owned(),
+                of: info::property(&whose).unwrap_or_default().to_owned(),
+            });
+        }
+        Ok(found)
+    }
+
+    async fn remove_outside(&self, what: &Outside) -> Result<(), Error> {
+        self.unregister(&what.name).await
     }
 
     async fn probe(&self) -> RuntimeInfo {

@@ -249,7 +249,7 @@ fn run(home: &Home, words: Words<'_>) -> Result<(), Refusal> {
                     "Cannot unregister the machine while it is locked (VBOX_E_INVALID_OBJECT_STATE)",
                 );
             }
-            fs::remove_dir_all(vm.folder.join(&vm.name))?;
+            let _ = fs::remove_dir_all(vm.folder.join(&vm.name));
             Ok(fs::remove_file(home.file(&format!("{}.json", vm.uuid)))?)
         }
         _ => refuse(format!("Syntax error: {}", words.join(" "))),

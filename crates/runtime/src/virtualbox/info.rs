@@ -68,10 +68,6 @@ fn pair(line: &str) -> Option<(&str, String)> {
 }
 
 /// The UUIDs of `list vms`, from lines `"NAME" {UUID}`. The name may be anything, or `<inaccessible>`.
-#[allow(
-    dead_code,
-    reason = "for the inventory of what lies outside of directories"
-)]
 pub(super) fn machines(text: &str) -> Vec<&str> {
     fn uuid(line: &str) -> Option<&str> {
         let (_, uuid) = line.trim_end().rsplit_once(' ')?;

@@ -202,10 +202,6 @@ impl LinkedClone {
 }
 
 /// Asks whose a machine is.
-#[allow(
-    dead_code,
-    reason = "for the inventory of what lies outside of directories"
-)]
 pub(super) fn whose(uuid: &str) -> Vec<String> {
     words(["getextradata", uuid, OWNER])
 }
@@ -221,10 +217,6 @@ fn uuid(tag: [u8; 4], slot: u16) -> String {
 }
 
 /// Whether a UUID is that of a machine of a server with this tag.
-#[allow(
-    dead_code,
-    reason = "for the inventory of what lies outside of directories"
-)]
 pub(super) fn is_of(uuid: &str, tag: &str) -> bool {
     let tag = <[u8; 4]>::try_from(tag.as_bytes()).map(u32::from_be_bytes);
     tag.is_ok_and(|tag| uuid.starts_with(&format!("{tag:08x}-"))) && uuid.ends_with(MARK)

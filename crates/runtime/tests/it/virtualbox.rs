@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use hutch_contract::error::Kind;
 use hutch_contract::machine::Exit;
-use hutch_runtime::{Adopted, Error, MachineDir, RuntimeConfig, table::Runtimes};
+use hutch_runtime::{Adopted, Error, ImageLayer, MachineDir, RuntimeConfig, table::Runtimes};
 use rustix::process::{Pid, Signal};
 
 use crate::lab::{Lab, alive, is_root, runtime, status};
@@ -255,4 +255,49 @@ async fn what_is_missing_is_said() {
     let dir = MachineDir::new(vb.lab.dir.path());
     let info = runtime("virtualbox", &dir).probe().await;
     assert!(!info.usable && info.reason.unwrap().contains("VBoxHeadless"));
+}
+
+#[tokio::test]
+async fn what_lies_outside_is_listed_and_removed_and_nothing_else_is() {
+    let vb = VirtualBox::new("");
+    let (runtime, lab) = (&vb.lab.runtime, &vb.lab);
+    let image = ImageLayer {
+        id: "img-test".into(),
+        path: "/nonexistent".into(),
+    };
+    runtime.prepare(&lab.dir, &lab.spec, &image).await.unwrap();
+    let found = runtime.outside(lab.tag()).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        (found[0].of.as_str(), &found[0].name),
+        (lab.spec.id.as_str(), &vb.uuid().unwrap())
+    );
+    assert_eq!(runtime.outside("othr").await.unwrap(), []);
+    vb.behave(r#", "getextradata": "fail""#);
+    assert_eq!(runtime.outside(lab.tag()).await.unwrap(), []);
+    vb.behave("");
+
+    // An attempt whose directory is gone is replaced.
+    for left in ["virtualbox.json", "vm"] {
+        let left = lab.dir.file(left);
+        std::fs::remove_dir_all(&left)
+            .or_else(|_| std::fs::remove_file(&left))
+            .unwrap();
+    }
+    runtime.prepare(&lab.dir, &lab.spec, &image).await.unwrap();
+    assert_eq!(vb.machines(), 1);
+
+    lab.start().await.kill().await.unwrap();
+    runtime.remove(&lab.spec).await.unwrap();
+    runtime.remove(&lab.spec).await.unwrap();
+    assert_eq!(vb.machines(), 0);
+    assert!(!lab.dir.file("vm").join(&lab.spec.label).exists());
+    runtime.prepare(&lab.dir, &lab.spec, &image).await.unwrap();
+    runtime.remove_outside(&found[0]).await.unwrap();
+    assert_eq!(runtime.outside(lab.tag()).await.unwrap(), []);
+    assert!(
+        vb.commands()
+            .iter()
+            .all(|line| !line.starts_with("unregistervm|debian"))
+    );
 }
