@@ -434,7 +434,9 @@ impl Engine {
                 .iter()
                 .any(|running| running.record.target == id.as_str())
             {
-                erase_orphan(&shared.upload(&id))?;
+                let upload = shared.upload(&id);
+                warn!(path = %upload.display(), "erasing what an interrupted change left");
+                fs::remove_file(&upload).map_err(|source| io_error("erase", &upload, source))?;
             }
         }
         Ok(())
