@@ -28,3 +28,5 @@ pub const SLOT_REST: Duration = Duration::from_secs(30);
 pub const IDEMPOTENCY: Duration = Duration::from_secs(24 * 3600);
 /// Between two rounds of dropping what is too old.
 pub const HOUSEKEEPING: Duration = Duration::from_secs(3600);
+/// Between two attempts at the lock of a data directory.
+pub const LOCK_AGAIN: Duration = Duration::from_millis(20);

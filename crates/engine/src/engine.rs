@@ -30,6 +30,8 @@ use crate::{EngineConfig, Error, Principal, deadline, images, inventory, keys};
 
 /// Characters of an instance's tag.
 const TAG_ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+/// Attempts at the lock of a data directory after the first.
+const LOCK_TRIES: u32 = 50;
 /// Revisions of the change log that are kept.
 const KEEP_REVISIONS: u64 = 100_000;
 
@@ -199,7 +201,7 @@ impl Engine {
         ] {
             public_dir(dir)?;
         }
-        let lock = lock(&config.data_dir)?;
+        let lock = lock(&config.data_dir).await?;
         let spool = spool_dir(&config.data_dir);
         discard(&config.data_dir, &spool)?;
         public_dir(&spool)?;
@@ -511,16 +513,26 @@ fn private_file(path: &Path) -> Result<File, Error> {
         .map_err(|source| io_error("open", path, source))
 }
 
-/// Takes the lock of the data directory.
-fn lock(data_dir: &Path) -> Result<File, Error> {
+/// Takes the lock of the data directory. A server that has just ended may still seem to hold it: a program that it was
+/// starting has a copy until it is itself.
+async fn lock(data_dir: &Path) -> Result<File, Error> {
     let path = data_dir.join("lock");
     let file = private_file(&path)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::DataDirBusy {
-            path: data_dir.to_owned(),
-        }),
-        Err(errno) => Err(io_error("lock", &path, errno.into())),
+    let mut tries = LOCK_TRIES;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if tries == 0 => {
+                return Err(Error::DataDirBusy {
+                    path: data_dir.to_owned(),
+                });
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                tries -= 1;
+                tokio::time::sleep(deadline::LOCK_AGAIN).await;
+            }
+            Err(errno) => return Err(io_error("lock", &path, errno.into())),
+        }
     }
 }
 

@@ -136,7 +136,7 @@ async fn engine(dir: &Path, store: Arc<Sick>) -> Engine {
     ] {
         fs::create_dir_all(dir).unwrap();
     }
-    let lock = lock(&config.data_dir).unwrap();
+    let lock = lock(&config.data_dir).await.unwrap();
     let engine = Engine::over(config, lock, store).await.unwrap();
     let image = ImageRecord {
         format: FORMAT,

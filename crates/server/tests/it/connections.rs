@@ -146,14 +146,7 @@ async fn a_refused_upload_is_told_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_says_what_is_wrong_with_its_target() {
-    for bad in [
-        "",
-        "127.0.0.1:8080",
-        "https://x",
-        "ftp://x",
-        "http://",
-        "not a url",
-    ] {
+    for bad in ["", "127.0.0.1:8080", "ftp://x", "http://", "not a url"] {
         let error = Client::new(Target::Url(bad.to_owned())).unwrap_err();
         assert!(
             error.kind() == Kind::Invalid && error.hint().is_some(),
