@@ -2,6 +2,7 @@
 //! touched, ended with the run.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -76,7 +77,33 @@ impl Engine {
             dir,
         };
         engine.wait_until_up()?;
+        engine.unpacks()?;
         Ok(engine)
+    }
+
+    /// Whether it can do what it is for: in a chroot it comes up and cannot unpack an image.
+    fn unpacks(&self) -> Result {
+        let docker = || {
+            let mut docker = Command::new("docker");
+            docker
+                .arg(format!("--host=unix://{}", self.socket().display()))
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            docker
+        };
+        let mut import = docker()
+            .args(["import", "-", "hutch-probe"])
+            .stdin(Stdio::piped())
+            .spawn()?;
+        // An archive of nothing is its end alone.
+        let sent = import.stdin.take().map(|mut to| to.write_all(&[0; 1024]));
+        let answer = import.wait_with_output()?;
+        if !answer.status.success() || !matches!(sent, Some(Ok(()))) {
+            let words = String::from_utf8_lossy(&answer.stderr);
+            return Err(format!("dockerd takes no image: {}", words.trim()).into());
+        }
+        docker().args(["rmi", "hutch-probe"]).output()?;
+        Ok(())
     }
 
     fn wait_until_up(&mut self) -> Result {

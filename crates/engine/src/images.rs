@@ -525,8 +525,6 @@ async fn make(shared: Arc<Shared>, running: Arc<Running>, work: ImageWork) {
             () = shared.stop.cancelled() => return,
         }
     }
-    // Not before: until then a next server may have to begin again.
-    drop(Spooled::new(shared.upload(&record.id)));
 }
 
 /// Records the image or frees its name, together with the end of the operation.
@@ -536,11 +534,16 @@ async fn record_end(
     begun: &ImageRecord,
     outcome: &Result<ImageRecord, Error>,
 ) -> Result<(), Error> {
+    // Not before the end is durable: until then a next server may have to begin again.
+    let drop_upload = || drop(Spooled::new(shared.upload(&begun.id)));
     match outcome {
         Ok(record) => {
             let write = Write::json(rows::image(&record.id), record)?;
             // The image is there before anybody hears that it is.
-            let show = || shared.show_image(record.clone());
+            let show = || {
+                drop_upload();
+                shared.show_image(record.clone());
+            };
             shared
                 .end_operation(running, Ok(()), vec![write], show)
                 .await?;
@@ -550,7 +553,7 @@ async fn record_end(
         Err(error) => {
             let free = Write::Delete(rows::image_name(&begun.owner, &begun.name));
             shared
-                .end_operation(running, Err(error), vec![free], || {})
+                .end_operation(running, Err(error), vec![free], drop_upload)
                 .await
         }
     }
