@@ -258,12 +258,15 @@ impl Cache<'_> {
         }
     }
 
-    /// A kernel in the cache that has modules of this release.
+    /// A kernel of the distribution's in the cache that has modules of this release. Others may have come with any
+    /// modules.
     fn with_modules_of(&self, release: &str) -> Option<PathBuf> {
         let kernels = fs::read_dir(self.dir.join("kernels")).ok()?;
         let mut dirs = kernels.filter_map(|entry| Some(entry.ok()?.path()));
         dirs.find(|dir| {
-            dir.join(MODULES_DISK).is_file()
+            dir.file_name()
+                .is_some_and(|key| key.as_encoded_bytes().starts_with(b"linux-image-"))
+                && dir.join(MODULES_DISK).is_file()
                 && self
                     .kernel(dir)
                     .is_ok_and(|kernel| kernel.release == release)
