@@ -184,13 +184,19 @@ fn a_kernel_alone_boots_without_modules_or_with_those_of_its_release() {
     assert!(with.modules_disk.as_ref().unwrap().is_file());
     assert_ne!(with.id, alone.id);
 
-    // Another kernel of that release gets what is here for it, one of another release does not.
+    // Another kernel of that release gets the distribution's modules for it, and not what somebody named for his.
+    let two = kernel("two", b"\x7fELF two Linux version 9.9.9-test (x)");
+    let theirs = with.modules_disk.unwrap();
+    assert_eq!(set(&two, None).unwrap().modules_disk, None);
+    let packaged = theirs.parent().unwrap();
+    let name = packaged.with_file_name("linux-image-9.9.9-test_1");
+    std::os::unix::fs::symlink(packaged, name).unwrap();
     let same = set(
-        &kernel("two", b"\x7fELF two Linux version 9.9.9-test (x)"),
+        &kernel("four", b"\x7fELF four Linux version 9.9.9-test (x)"),
         None,
     )
     .unwrap();
-    let (theirs, ours) = (with.modules_disk.unwrap(), same.modules_disk.unwrap());
+    let ours = same.modules_disk.unwrap();
     assert_eq!(std::fs::read(theirs).unwrap(), std::fs::read(ours).unwrap());
     assert!(same.id != with.id && same.id != alone.id);
     let other = set(&kernel("three", b"\x7fELF Linux version 9.9.8 (x)"), None).unwrap();
