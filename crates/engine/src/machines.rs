@@ -43,21 +43,40 @@ pub struct ListMachines {
     pub limit: u32,
 }
 
+/// Memory that is promised until a record says so.
+struct Reserved<'a> {
+    shared: &'a Shared,
+    memory_mib: u64,
+}
+
+impl<'a> Reserved<'a> {
+    /// The caller has looked whether there is room, and has not let go of the fleet since.
+    fn new(shared: &'a Shared, fleet: &mut Fleet, memory_mib: u32) -> Self {
+        let memory_mib = u64::from(memory_mib);
+        fleet.admitting_mib += memory_mib;
+        Self { shared, memory_mib }
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.shared.fleet().admitting_mib -= self.memory_mib;
+    }
+}
+
 /// What a create holds until its machine is seen: its memory, and its slot, which goes back when it does not come to
 /// pass.
 struct SlotGuard<'a> {
-    shared: &'a Shared,
     slot: u16,
     before: Option<SlotRow>,
-    memory_mib: u64,
+    memory: Reserved<'a>,
     kept: bool,
 }
 
 impl Drop for SlotGuard<'_> {
     fn drop(&mut self) {
-        let mut fleet = self.shared.fleet();
-        fleet.admitting_mib -= self.memory_mib;
         if !self.kept {
+            let mut fleet = self.memory.shared.fleet();
             match self.before.take() {
                 Some(row) => fleet.slots.insert(self.slot, row),
                 None => fleet.slots.remove(&self.slot),
@@ -288,15 +307,33 @@ impl Engine {
                 machine: id.clone(),
             },
         );
-        let memory_mib = u64::from(size.memory_mib);
-        fleet.admitting_mib += memory_mib;
         Ok(SlotGuard {
-            shared,
             slot,
             before,
-            memory_mib,
+            memory: Reserved::new(shared, &mut fleet, size.memory_mib),
             kept: false,
         })
+    }
+
+    /// Takes the memory of a machine that has none and is to run again.
+    fn take_memory(&self, machine: &Machine) -> Result<Option<Reserved<'_>>, Error> {
+        if !matches!(machine.status, Status::Stopped | Status::Failed) {
+            return Ok(None);
+        }
+        let shared = self.shared.as_ref();
+        let size = Size {
+            vcpu: machine.vcpu,
+            memory_mib: machine.memory_mib,
+            disk_gib: machine.disk_gib,
+        };
+        let idle = Host::of(&shared.config.data_dir)?;
+        let mut fleet = shared.fleet();
+        let host = Host {
+            machines: 0,
+            ..with_promises(idle, &fleet)
+        };
+        admission::room(&shared.config, &host, &size)?;
+        Ok(Some(Reserved::new(shared, &mut fleet, size.memory_mib)))
     }
 
     async fn replay(&self, idempotency: &Idempotency) -> Result<Option<Machine>, Error> {
@@ -438,20 +475,7 @@ impl Engine {
     /// [`Error::WrongStatus`] while it is being deleted; what is short on the host.
     pub async fn start(&self, who: &Principal, reference: &str) -> Result<Machine, Error> {
         access::check(who, Access::Write)?;
-        let asked = self.machine(who, reference)?;
-        if matches!(asked.status, Status::Stopped | Status::Failed) {
-            let size = Size {
-                vcpu: asked.vcpu,
-                memory_mib: asked.memory_mib,
-                disk_gib: asked.disk_gib,
-            };
-            let idle = Host::of(&self.shared.config.data_dir)?;
-            let host = Host {
-                machines: 0,
-                ..with_promises(idle, &self.shared.fleet())
-            };
-            admission::room(&self.shared.config, &host, &size)?;
-        }
+        let _memory = self.take_memory(&self.machine(who, reference)?)?;
         self.want(who, reference, "start", |record| {
             if record.wanted != Wanted::Running || plan::status(record) == Status::Failed {
                 // Its guest may have been told to power off: that goes on, and then it is started.
@@ -481,8 +505,10 @@ impl Engine {
     /// Wants the machine to stop and to run again.
     ///
     /// # Errors
-    /// [`Error::WrongStatus`] while it is being deleted.
+    /// [`Error::WrongStatus`] while it is being deleted; what is short on the host for one that is stopped.
     pub async fn restart(&self, who: &Principal, reference: &str) -> Result<Machine, Error> {
+        access::check(who, Access::Write)?;
+        let _memory = self.take_memory(&self.machine(who, reference)?)?;
         self.want(who, reference, "restart", |record| {
             record.wanted = Wanted::Running;
             record.restart = true;
@@ -573,7 +599,8 @@ impl Shared {
     }
 }
 
-/// The host with what is promised to the machines that exist or are being admitted.
+/// The host with what is promised to the machines that exist or are being admitted. One that is still being stopped has
+/// its memory; one that is being deleted is killed at once.
 fn with_promises(host: Host, fleet: &Fleet) -> Host {
     let taken = fleet
         .slots
@@ -584,8 +611,10 @@ fn with_promises(host: Host, fleet: &Fleet) -> Host {
         .machines
         .values()
         .filter_map(|machine| machine.cell.get())
-        .filter(|current| current.record.wanted == Wanted::Running)
-        .filter(|current| plan::status(&current.record) != Status::Failed)
+        .filter(|current| {
+            let status = plan::status(&current.record);
+            !matches!(status, Status::Stopped | Status::Failed | Status::Deleting)
+        })
         .map(|current| u64::from(current.record.memory_mib))
         .sum();
     Host {

@@ -6,12 +6,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use hutch_contract::error::Kind;
 use hutch_contract::image::ImageSource;
 use hutch_contract::machine::{CreateMachine, Status};
 use hutch_store::{Change, Entry, Key, MemoryStore, Revision};
 
 use super::*;
-use crate::{Target, inventory};
+use crate::{Target, admission, inventory};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -202,6 +203,39 @@ async fn a_commit_that_fails_loses_no_wish_and_leaks_nothing() {
         assert_eq!(left.len(), 1, "the image: {left:?}");
         engine.close().await;
     }
+}
+
+#[tokio::test]
+async fn two_starts_do_not_both_get_the_last_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path(), Sick::new()).await;
+    let who = engine.local_admin();
+    let overcommit = u64::from(engine.shared.config.memory_overcommit);
+    let promisable = admission::host_memory().0 * overcommit;
+    for name in ["a", "b"] {
+        let request = CreateMachine {
+            name: Some(name.parse().unwrap()),
+            memory_mib: Some(u32::try_from(promisable / 2 + 1).unwrap()),
+            ..spec()
+        };
+        engine.create(&who, request, None).await.unwrap();
+        let failed = Target::Status(Status::Failed);
+        engine.wait(&who, name, failed, LONG).await.unwrap();
+    }
+    for verb in ["start", "restart"] {
+        let second = async {
+            match verb {
+                "start" => engine.start(&who, "b").await,
+                _ => engine.restart(&who, "b").await,
+            }
+        };
+        let (first, second) = tokio::join!(engine.start(&who, "a"), second);
+        first.unwrap();
+        assert_eq!(second.unwrap_err().kind(), Kind::Exhausted, "{verb}");
+        let failed = Target::Status(Status::Failed);
+        engine.wait(&who, "a", failed, LONG).await.unwrap();
+    }
+    engine.close().await;
 }
 
 #[tokio::test]
