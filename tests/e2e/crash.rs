@@ -17,6 +17,16 @@ async fn machines_outlive_their_server_with_qemu() {
 }
 
 #[tokio::test]
+async fn machines_outlive_their_server_with_firecracker() {
+    outlive(lab!(Runtime::Firecracker)).await;
+}
+
+#[tokio::test]
+async fn machines_outlive_their_server_with_cloud_hypervisor() {
+    outlive(lab!(Runtime::CloudHypervisor)).await;
+}
+
+#[tokio::test]
 async fn machines_outlive_their_server_with_the_stub() {
     outlive(lab!(Runtime::Stub)).await;
 }

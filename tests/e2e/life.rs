@@ -21,6 +21,16 @@ async fn a_life_with_qemu() {
 }
 
 #[tokio::test]
+async fn a_life_with_firecracker() {
+    a_life(lab!(Runtime::Firecracker)).await;
+}
+
+#[tokio::test]
+async fn a_life_with_cloud_hypervisor() {
+    a_life(lab!(Runtime::CloudHypervisor)).await;
+}
+
+#[tokio::test]
 async fn a_life_with_docker() {
     a_life(lab!(Runtime::Docker)).await;
 }

@@ -41,6 +41,22 @@ pub struct RuntimeInfo {
     pub capabilities: Capabilities,
 }
 
+impl RuntimeInfo {
+    /// One of which nothing is known yet, so not usable.
+    pub fn new(name: &str, capabilities: Capabilities) -> Self {
+        Self {
+            name: name.to_owned(),
+            usable: false,
+            reason: None,
+            hint: None,
+            version: None,
+            path: None,
+            acceleration: None,
+            capabilities,
+        }
+    }
+}
+
 /// What a runtime can do here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]

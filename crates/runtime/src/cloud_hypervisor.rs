@@ -8,7 +8,6 @@
 mod arguments;
 mod events;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,7 +23,7 @@ use crate::process::{self, Adopted, Process};
 use crate::program::{Program, Wanted};
 use crate::ring::Follower;
 use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
-use crate::{kvm, sys, vsock};
+use crate::{sys, vsock};
 use arguments::Host;
 
 /// The runtime's name.
@@ -36,6 +35,7 @@ const PROGRAM: Wanted = Wanted {
     // takes odd accesses of guests without a panic of its own, and that lets us say where on the bus a balloon is. With
     // 52.0 already: places for other devices, and no use after free in reach of guests' disks (GHSA-f47p-p25q-83rh).
     oldest: (53, 0, 0),
+    needs_kvm: true,
 };
 /// The Landlock that it asks the kernel for, and does without for nobody: Linux 6.2.
 const LANDLOCK: i32 = 3;
@@ -61,8 +61,6 @@ pub(crate) struct CloudHypervisor {
     config: RuntimeConfig,
     breakers: Breakers,
     program: Program,
-    /// Or why not.
-    kvm: Result<(), String>,
     landlock: bool,
 }
 
@@ -71,7 +69,6 @@ impl CloudHypervisor {
         Self {
             breakers: Breakers::default(),
             program: Program::new(PROGRAM, &config),
-            kvm: kvm::required(config.acceleration.as_deref()),
             landlock: sys::landlock_abi() >= LANDLOCK,
             config,
         }
@@ -86,19 +83,8 @@ impl CloudHypervisor {
         let mut argv = vec![self.program.text(NAME)?];
         argv.extend(arguments::arguments(spec, host, has_modules));
         Ok(Launch {
-            argv,
-            env: BTreeMap::new(),
-            user: spec.user.map(|user| LaunchUser {
-                uid: user.uid,
-                gid: user.gid,
-                groups: launch::group_of_device(kvm::DEVICE, user),
-            }),
-            own: vec![MachineDir::DISK.to_owned()],
+            user: spec.user.map(LaunchUser::with_kvm),
             own_dir: true,
-            gains_privileges: false,
-            changes_user: false,
-            links: Vec::new(),
-            files: BTreeMap::new(),
             listen: vec![Listen {
                 path: format!("{}/{API_SOCKET}", MachineDir::RUN),
                 fd: API_FD,
@@ -110,8 +96,7 @@ impl CloudHypervisor {
             }),
             open_files: OPEN_FILES,
             cgroup: Some(Limits::new(spec, &self.config, OVERHEAD_MIB, TASKS)),
-            affinity: self.config.affinity.clone(),
-            console_bytes: self.config.console_bytes,
+            ..Launch::new(argv, spec, &self.config)
         })
     }
 
@@ -160,24 +145,13 @@ impl Runtime for CloudHypervisor {
 
     async fn probe(&self) -> RuntimeInfo {
         let mut info = RuntimeInfo {
-            name: NAME.to_owned(),
-            usable: false,
-            reason: None,
             hint: (!self.landlock).then(|| {
                 "the host's kernel has no Landlock (Linux 6.2, switched on): VMMs are confined without it".to_owned()
             }),
-            version: None,
-            path: None,
             acceleration: Some("kvm".to_owned()),
-            capabilities: self.capabilities(),
+            ..RuntimeInfo::new(NAME, self.capabilities())
         };
         self.program.probe(&mut info).await;
-        // Where that is missing, no program helps.
-        if let Err(reason) = &self.kvm {
-            info.usable = false;
-            info.reason = Some(reason.clone());
-            info.hint = None;
-        }
         info
     }
 
@@ -192,10 +166,6 @@ impl Runtime for CloudHypervisor {
 
     async fn start(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Process, Error> {
         self.program.check().await?;
-        self.kvm.clone().map_err(|reason| Error::Unusable {
-            runtime: NAME,
-            reason,
-        })?;
         let what = self.launch(dir, spec)?;
         self.breakers.forget(dir);
         let ready = self.ready(dir);

@@ -320,14 +320,12 @@ impl Runtime for Docker {
         let version = self.client.version().await;
         let error = version.as_ref().err();
         RuntimeInfo {
-            name: NAME.to_owned(),
             usable: error.is_none(),
             reason: error.map(ToString::to_string),
             hint: error.and_then(Error::hint),
             path: Some(self.client.socket().display().to_string()),
-            acceleration: None,
-            capabilities: self.capabilities(),
             version: version.ok(),
+            ..RuntimeInfo::new(NAME, self.capabilities())
         }
     }
 

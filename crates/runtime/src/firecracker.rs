@@ -24,8 +24,8 @@ use crate::cgroup::Limits;
 use crate::launch::{self, Launch, LaunchUser};
 use crate::process::{self, Adopted, Process};
 use crate::program::{Program, Wanted};
+use crate::vsock;
 use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
-use crate::{kvm, vsock};
 use jail::{Jail, Place};
 
 /// The runtime's name.
@@ -35,6 +35,7 @@ const PROGRAM: Wanted = Wanted {
     install: "hutch runtime install firecracker",
     // The first that lets restored machines choose where their vsock's socket is.
     oldest: (1, 16, 1),
+    needs_kvm: true,
 };
 /// What the VMM may use beside the guest's memory: itself, and the bookkeeping that grows with the guest's memory.
 const OVERHEAD_MIB: u32 = 128;
@@ -48,13 +49,12 @@ const OPEN_FILES: u64 = 2048;
 /// Its API, and the way to the guest's vsock, among its own files.
 const API_SOCKET: &str = "api.sock";
 const CHANNEL_SOCKET: &str = "vsock.sock";
+
 /// See the module.
 pub(crate) struct Firecracker {
     config: RuntimeConfig,
     breakers: Breakers,
     program: Program,
-    /// Or why not.
-    kvm: Result<(), String>,
 }
 
 impl Firecracker {
@@ -62,7 +62,6 @@ impl Firecracker {
         Self {
             breakers: Breakers::default(),
             program: Program::new(PROGRAM, &config),
-            kvm: kvm::required(config.acceleration.as_deref()),
             config,
         }
     }
@@ -92,26 +91,16 @@ impl Firecracker {
             ),
         };
         let text = config::text(spec, &self.config, place, has_modules);
+        let argv = argv.into_iter().chain(config::arguments(place)).collect();
         Ok(Launch {
-            argv: argv.into_iter().chain(config::arguments(place)).collect(),
-            env: BTreeMap::new(),
-            user: spec.user.map(|user| LaunchUser {
-                uid: user.uid,
-                gid: user.gid,
-                groups: launch::group_of_device(kvm::DEVICE, user),
-            }),
-            own: vec![MachineDir::DISK.to_owned()],
+            user: spec.user.map(LaunchUser::with_kvm),
             own_dir: true,
-            gains_privileges: false,
             changes_user: jail.is_some(),
             links,
             files: BTreeMap::from([(format!("{own}/{}", config::FILE), text)]),
-            listen: Vec::new(),
-            monitor: None,
             open_files: OPEN_FILES,
             cgroup: Some(Limits::new(spec, &self.config, OVERHEAD_MIB, TASKS)),
-            affinity: self.config.affinity.clone(),
-            console_bytes: self.config.console_bytes,
+            ..Launch::new(argv, spec, &self.config)
         })
     }
 
@@ -174,22 +163,10 @@ impl Runtime for Firecracker {
 
     async fn probe(&self) -> RuntimeInfo {
         let mut info = RuntimeInfo {
-            name: NAME.to_owned(),
-            usable: false,
-            reason: None,
-            hint: None,
-            version: None,
-            path: None,
             acceleration: Some("kvm".to_owned()),
-            capabilities: self.capabilities(),
+            ..RuntimeInfo::new(NAME, self.capabilities())
         };
         self.program.probe(&mut info).await;
-        // Where that is missing, no program helps.
-        if let Err(reason) = &self.kvm {
-            info.usable = false;
-            info.reason = Some(reason.clone());
-            info.hint = None;
-        }
         info
     }
 
@@ -204,10 +181,6 @@ impl Runtime for Firecracker {
 
     async fn start(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Process, Error> {
         self.program.check().await?;
-        self.kvm.clone().map_err(|reason| Error::Unusable {
-            runtime: NAME,
-            reason,
-        })?;
         Self::check_kernel(dir)?;
         let what = self.launch(dir, spec)?;
         self.breakers.forget(dir);

@@ -19,8 +19,8 @@ use tokio::net::unix::pipe;
 use crate::cgroup::{Limits, Placed};
 use crate::identity::{self, Identity, Proof};
 use crate::process::{Judge, Process, Vmm};
-use crate::spec::{RuntimeConfig, User};
-use crate::{Error, MachineDir, sys};
+use crate::spec::{MachineSpec, RuntimeConfig, User};
+use crate::{Error, MachineDir, kvm, sys};
 
 /// Time for the shim to come up and start the VMM.
 const SHIM_STARTS: Duration = Duration::from_secs(10);
@@ -76,6 +76,29 @@ pub(crate) struct Launch {
     pub(crate) console_bytes: u64,
 }
 
+impl Launch {
+    /// A program that may reach its disk and nothing else. What it needs besides is for its runtime to say.
+    pub(crate) fn new(argv: Vec<String>, spec: &MachineSpec, config: &RuntimeConfig) -> Self {
+        Self {
+            argv,
+            env: BTreeMap::new(),
+            user: spec.user.map(|user| LaunchUser::new(user, Vec::new())),
+            own: vec![MachineDir::DISK.to_owned()],
+            own_dir: false,
+            changes_user: false,
+            links: Vec::new(),
+            files: BTreeMap::new(),
+            gains_privileges: false,
+            listen: Vec::new(),
+            monitor: None,
+            open_files: 0,
+            cgroup: None,
+            affinity: config.affinity.clone(),
+            console_bytes: config.console_bytes,
+        }
+    }
+}
+
 /// Who a VMM runs as.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct LaunchUser {
@@ -83,6 +106,21 @@ pub(crate) struct LaunchUser {
     pub(crate) gid: u32,
     /// All of its further groups.
     pub(crate) groups: Vec<u32>,
+}
+
+impl LaunchUser {
+    fn new(user: User, groups: Vec<u32>) -> Self {
+        Self {
+            uid: user.uid,
+            gid: user.gid,
+            groups,
+        }
+    }
+
+    /// Somebody who may use KVM.
+    pub(crate) fn with_kvm(user: User) -> Self {
+        Self::new(user, group_of_device(kvm::DEVICE, user))
+    }
 }
 
 /// A unix socket that the shim makes, so that it can be connected to before the VMM looks at it.
@@ -419,7 +457,7 @@ fn spawn_shim(
 }
 
 /// The further groups that `user` needs to open a device that only its group may.
-pub(crate) fn group_of_device(device: &str, user: User) -> Vec<u32> {
+fn group_of_device(device: &str, user: User) -> Vec<u32> {
     let Ok(metadata) = std::fs::metadata(device) else {
         return Vec::new();
     };

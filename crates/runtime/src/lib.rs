@@ -8,6 +8,7 @@ mod breaker;
 mod dir;
 mod error;
 mod identity;
+mod kernel_line;
 mod kvm;
 mod launch;
 mod process;

@@ -7,11 +7,11 @@ use std::time::Duration;
 use hutch_contract::node::RuntimeInfo;
 use tokio::sync::OnceCell;
 
-use crate::Error;
+use crate::{Error, kvm};
 
 const USUAL_DIRS: [&str; 3] = ["/usr/local/bin", "/usr/bin", "/bin"];
-/// Time for a program to tell its version.
-const VERSION: Duration = Duration::from_secs(5);
+/// Time for a program to tell its version, on a host that is busy with other things.
+const VERSION: Duration = Duration::from_secs(10);
 
 /// Major, minor and patch.
 pub(crate) type Version = (u32, u32, u32);
@@ -24,6 +24,8 @@ pub(crate) struct Wanted {
     pub(crate) install: &'static str,
     /// The oldest version that will do.
     pub(crate) oldest: Version,
+    /// Whether it is of no use without KVM.
+    pub(crate) needs_kvm: bool,
 }
 
 /// A program and, once asked for, its version.
@@ -33,12 +35,19 @@ pub(crate) struct Program {
     /// Where `hutch runtime install` puts programs.
     installed: Option<PathBuf>,
     version: OnceCell<Result<Version, String>>,
+    /// Or why it lacks it.
+    kvm: Result<(), String>,
 }
 
 impl Program {
     pub(crate) fn new(wanted: Wanted, config: &crate::RuntimeConfig) -> Self {
+        let kvm = match wanted.needs_kvm {
+            true => kvm::required(config.acceleration.as_deref()),
+            false => Ok(()),
+        };
         Self {
             wanted,
+            kvm,
             configured: config.program.clone(),
             installed: config.programs_dir.clone(),
             version: OnceCell::new(),
@@ -105,14 +114,20 @@ impl Program {
         self.version.get_or_init(|| ask).await
     }
 
-    /// Refuses a program that is missing or too old, before it is started.
+    /// Refuses a program that is missing, too old or of no use on this host, before it is started.
     ///
     /// # Errors
-    /// [`Error::ProgramMissing`], [`Error::TooOld`]; [`Error::Launch`] for one that tells no version.
+    /// [`Error::ProgramMissing`], [`Error::TooOld`], [`Error::Unusable`] without the KVM that it needs;
+    /// [`Error::Launch`] for one that tells no version.
     pub(crate) async fn check(&self) -> Result<(), Error> {
         self.path()?;
         match self.version().await {
-            Ok(version) if *version >= self.wanted.oldest => Ok(()),
+            Ok(version) if *version >= self.wanted.oldest => {
+                self.kvm.clone().map_err(|reason| Error::Unusable {
+                    runtime: self.wanted.name,
+                    reason,
+                })
+            }
             Ok(version) => Err(Error::TooOld {
                 program: self.wanted.name,
                 version: in_words(*version),
@@ -138,6 +153,11 @@ impl Program {
                 info.reason = Some(error.to_string());
                 info.hint = error.hint().or(info.hint.take());
             }
+        }
+        // Without it no program helps.
+        if let Err(reason) = &self.kvm {
+            info.reason = Some(reason.clone());
+            info.hint = None;
         }
     }
 }

@@ -4,7 +4,6 @@
 mod acceleration;
 mod arguments;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,8 +15,8 @@ use crate::cgroup::Limits;
 use crate::launch::{self, Launch, LaunchUser, Listen};
 use crate::process::{self, Adopted, Process};
 use crate::program::{Program, Wanted};
+use crate::qmp;
 use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
-use crate::{kvm, qmp};
 use acceleration::Acceleration;
 
 /// The runtime's name.
@@ -27,6 +26,7 @@ const PROGRAM: Wanted = Wanted {
     install: "apt-get install qemu-system-x86",
     // With all that the command line asks for.
     oldest: (6, 2, 0),
+    needs_kvm: false,
 };
 /// Time for QEMU to be ready for commands.
 const READY: Duration = Duration::from_secs(10);
@@ -79,23 +79,15 @@ impl Qemu {
             path: path.to_owned(),
             fd,
         };
+        let plain = Launch::new(argv, spec, &self.config);
+        let (user, overhead_mib) = match acceleration {
+            Acceleration::Kvm => (spec.user.map(LaunchUser::with_kvm), OVERHEAD_MIB),
+            Acceleration::Tcg { .. } => {
+                (plain.user.clone(), OVERHEAD_MIB + arguments::TCG_CODE_MIB)
+            }
+        };
         Ok(Launch {
-            argv,
-            env: BTreeMap::new(),
-            user: spec.user.map(|user| LaunchUser {
-                uid: user.uid,
-                gid: user.gid,
-                groups: match acceleration {
-                    Acceleration::Kvm => launch::group_of_device(kvm::DEVICE, user),
-                    Acceleration::Tcg { .. } => Vec::new(),
-                },
-            }),
-            own: vec![MachineDir::DISK.to_owned()],
-            own_dir: false,
-            changes_user: false,
-            links: Vec::new(),
-            files: BTreeMap::new(),
-            gains_privileges: false,
+            user,
             listen: vec![
                 listen(MachineDir::AGENT_SOCKET, AGENT_FD),
                 listen(MachineDir::MONITOR_SOCKET, MONITOR_FD),
@@ -106,17 +98,8 @@ impl Qemu {
                 ends_on: None,
             }),
             open_files: OPEN_FILES,
-            cgroup: Some(Limits::new(
-                spec,
-                &self.config,
-                match acceleration {
-                    Acceleration::Kvm => OVERHEAD_MIB,
-                    Acceleration::Tcg { .. } => OVERHEAD_MIB + arguments::TCG_CODE_MIB,
-                },
-                TASKS,
-            )),
-            affinity: self.config.affinity.clone(),
-            console_bytes: self.config.console_bytes,
+            cgroup: Some(Limits::new(spec, &self.config, overhead_mib, TASKS)),
+            ..plain
         })
     }
 }
@@ -128,16 +111,7 @@ impl Runtime for Qemu {
     }
 
     async fn probe(&self) -> RuntimeInfo {
-        let mut info = RuntimeInfo {
-            name: NAME.to_owned(),
-            usable: false,
-            reason: None,
-            hint: None,
-            version: None,
-            path: None,
-            acceleration: None,
-            capabilities: self.capabilities(),
-        };
+        let mut info = RuntimeInfo::new(NAME, self.capabilities());
         match &self.acceleration {
             Err(reason) => {
                 info.reason = Some(reason.clone());

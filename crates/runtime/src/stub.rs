@@ -6,7 +6,6 @@ pub mod liar;
 pub mod virtualbox;
 pub mod vmm;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use hutch_contract::node::{Capabilities, RuntimeInfo};
 
 use crate::breaker::Breakers;
 use crate::cgroup::Limits;
-use crate::launch::{self, Launch, LaunchUser, Listen};
+use crate::launch::{self, Launch, Listen};
 use crate::process::{self, Adopted, Process};
 use crate::qmp;
 use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
@@ -58,20 +57,9 @@ impl Stub {
             path: path.to_owned(),
             fd,
         };
+        let argv = vec![text(program), "vmm".to_owned(), text(&self.config.agent)];
         Ok(Launch {
-            argv: vec![text(program), "vmm".to_owned(), text(&self.config.agent)],
-            env: BTreeMap::new(),
-            user: spec.user.map(|user| LaunchUser {
-                uid: user.uid,
-                gid: user.gid,
-                groups: Vec::new(),
-            }),
             own: vec![GUEST.to_owned()],
-            own_dir: false,
-            changes_user: false,
-            links: Vec::new(),
-            files: BTreeMap::new(),
-            gains_privileges: false,
             listen: vec![
                 listen(MachineDir::AGENT_SOCKET, vmm::AGENT_FD),
                 listen(MachineDir::MONITOR_SOCKET, vmm::MONITOR_FD),
@@ -83,8 +71,7 @@ impl Stub {
             }),
             open_files: 1024,
             cgroup: Some(Limits::new(spec, &self.config, OVERHEAD_MIB, TASKS)),
-            affinity: self.config.affinity.clone(),
-            console_bytes: self.config.console_bytes,
+            ..Launch::new(argv, spec, &self.config)
         })
     }
 }
@@ -103,14 +90,10 @@ impl Runtime for Stub {
         let program = self.config.program.as_deref();
         let usable = program.is_some_and(Path::is_file);
         RuntimeInfo {
-            name: NAME.to_owned(),
             usable,
             reason: (!usable).then(|| "its program is not named".to_owned()),
-            hint: None,
-            version: None,
             path: program.map(|program| program.display().to_string()),
-            acceleration: None,
-            capabilities: self.capabilities(),
+            ..RuntimeInfo::new(NAME, self.capabilities())
         }
     }
 

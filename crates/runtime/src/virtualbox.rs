@@ -58,6 +58,7 @@ const PROGRAM: Wanted = Wanted {
     install: INSTALL,
     // The first with `--uart-mode1`.
     oldest: (7, 0, 0),
+    needs_kvm: false,
 };
 /// The VMM, beside `VBoxManage`.
 const VMM: &str = "VBoxHeadless";
@@ -233,25 +234,18 @@ impl VirtualBox {
         Ok(clone)
     }
 
-    fn launch(&self, clone: &LinkedClone) -> Result<Launch, Error> {
+    fn launch(&self, clone: &LinkedClone, spec: &MachineSpec) -> Result<Launch, Error> {
         Ok(Launch {
-            argv: clone.run(self.vmm()?),
             env: self.env(),
             user: None,
             own: Vec::new(),
             own_dir: true,
             // As root there is nothing to gain, and all that `no_new_privs` means is kept.
-            changes_user: false,
-            files: BTreeMap::new(),
-            links: Vec::new(),
             gains_privileges: !rustix::process::geteuid().is_root(),
-            listen: Vec::new(),
-            monitor: None,
             open_files: OPEN_FILES,
             // VBoxSVC may be started by a VMM and must not end with it: it serves all machines of the account.
             cgroup: None,
-            affinity: self.config.affinity.clone(),
-            console_bytes: self.config.console_bytes,
+            ..Launch::new(clone.run(self.vmm()?), spec, &self.config)
         })
     }
 
@@ -568,16 +562,7 @@ impl Runtime for VirtualBox {
     }
 
     async fn probe(&self) -> RuntimeInfo {
-        let mut info = RuntimeInfo {
-            name: NAME.to_owned(),
-            usable: false,
-            reason: None,
-            hint: None,
-            version: None,
-            path: None,
-            acceleration: None,
-            capabilities: self.capabilities(),
-        };
+        let mut info = RuntimeInfo::new(NAME, self.capabilities());
         self.program.probe(&mut info).await;
         if !info.usable {
             return info;
@@ -623,7 +608,7 @@ impl Runtime for VirtualBox {
             });
         }
         let clone = self.bring_up(dir, spec).await?;
-        let what = self.launch(&clone)?;
+        let what = self.launch(&clone, spec)?;
         let process = launch::launch(NAME, &self.config, dir, what, judge).await?;
         match self.ready(dir, &process).await {
             Ok(()) => Ok(self.explained(dir, process)),

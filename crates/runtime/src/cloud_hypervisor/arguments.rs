@@ -3,11 +3,7 @@
 
 use super::{API_FD, EVENTS_FD};
 use crate::vsock::{GUEST_CID, PORT};
-use crate::{MachineDir, MachineSpec, Nic, RuntimeConfig};
-
-/// Changes with the devices that a guest sees, or their places: saved device states fit only the same list.
-#[expect(dead_code, reason = "states are not saved yet")]
-pub(super) const DEVICES_VERSION: u32 = 1;
+use crate::{MachineDir, MachineSpec, Nic, RuntimeConfig, kernel_line};
 
 /// The places on the PCI bus; 0 is the host bridge.
 const ROOT: u8 = 1;
@@ -117,25 +113,14 @@ fn limits(config: &RuntimeConfig) -> String {
 
 /// The kernel's command line.
 fn kernel_line(spec: &MachineSpec, has_modules: bool) -> String {
-    let mut words: Vec<String> = [
-        "console=ttyS0",
-        // Looking for serial lines that are not there takes a quarter of a second.
-        "8250.nr_uarts=1",
-        "quiet",
-        "cryptomgr.notests",
-        "random.trust_cpu=on",
-        // A panic resets at once, and a reset ends the VMM.
-        "panic=-1",
-        "hutch.root=serial:root",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    words.push(format!("hutch.channel=vsock:{PORT}"));
+    let mut words = vec![
+        "hutch.root=serial:root".to_owned(),
+        format!("hutch.channel=vsock:{PORT}"),
+    ];
     if has_modules {
         words.push("hutch.modules=serial:modules".to_owned());
     }
-    words.extend(spec.kernel_args.iter().cloned());
-    words.join(" ")
+    kernel_line::kernel_line(words, spec)
 }
 
 #[cfg(test)]

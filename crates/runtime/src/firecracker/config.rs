@@ -7,11 +7,7 @@ use serde::Serialize;
 use super::jail::Place;
 use super::{API_SOCKET, CHANNEL_SOCKET};
 use crate::vsock::{GUEST_CID, PORT};
-use crate::{MachineDir, MachineSpec, Nic, RuntimeConfig};
-
-/// Changes with the devices that a guest sees, or their order: saved device states fit only the same list.
-#[expect(dead_code, reason = "states are not saved yet")]
-pub(super) const DEVICES_VERSION: u32 = 1;
+use crate::{MachineDir, MachineSpec, Nic, RuntimeConfig, kernel_line};
 
 /// The configuration's name among the VMM's own files.
 pub(super) const FILE: &str = "config.json";
@@ -180,14 +176,7 @@ pub(super) fn text(
 /// The kernel's command line.
 fn kernel_line(spec: &MachineSpec, has_modules: bool) -> String {
     let mut words: Vec<String> = [
-        "console=ttyS0",
-        // Looking for serial lines that are not there takes a quarter of a second.
-        "8250.nr_uarts=1",
-        "quiet",
-        "cryptomgr.notests",
-        "random.trust_cpu=on",
-        // A panic resets at once, and only the keyboard controller's reset ends the VMM as it should.
-        "panic=-1",
+        // Only the keyboard controller's reset ends the VMM as it should.
         "reboot=k",
         // Of that controller there is no more than this and ctrl-alt-del.
         "i8042.noaux",
@@ -202,8 +191,7 @@ fn kernel_line(spec: &MachineSpec, has_modules: bool) -> String {
     if has_modules {
         words.push("hutch.modules=/dev/vdb".to_owned());
     }
-    words.extend(spec.kernel_args.iter().cloned());
-    words.join(" ")
+    kernel_line::kernel_line(words, spec)
 }
 
 #[cfg(test)]

@@ -3,11 +3,7 @@
 
 use super::acceleration::Acceleration;
 use super::{AGENT_FD, EVENTS_FD, MONITOR_FD};
-use crate::{MachineDir, MachineSpec, Nic, sys};
-
-/// Changes with the devices that a guest sees, or their order: saved device states fit only the same list.
-#[expect(dead_code, reason = "states are not saved yet")]
-pub(super) const DEVICES_VERSION: u32 = 1;
+use crate::{MachineDir, MachineSpec, Nic, kernel_line, sys};
 
 /// MiB of translated code that TCG keeps. Its default is a gigabyte, which a guest fills in time; a kernel's boot
 /// and a busy user space stay below this.
@@ -140,14 +136,7 @@ fn devices(spec: &MachineSpec, has_modules: bool) -> Vec<(&'static str, String)>
 /// The kernel's command line.
 fn kernel_line(spec: &MachineSpec, acceleration: &Acceleration, has_modules: bool) -> String {
     let mut words: Vec<String> = [
-        "console=ttyS0",
-        // Looking for serial lines that are not there takes a quarter of a second.
-        "8250.nr_uarts=1",
-        "quiet",
-        "cryptomgr.notests",
-        "random.trust_cpu=on",
-        // A panic ends the VMM at once, by a triple fault, as a reboot does.
-        "panic=-1",
+        // By a triple fault.
         "reboot=t",
         "hutch.channel=virtio-serial:hutch.agent",
         "hutch.root=serial:root",
@@ -164,8 +153,7 @@ fn kernel_line(spec: &MachineSpec, acceleration: &Acceleration, has_modules: boo
         // Without it a third of all boots hangs in measuring the counter against an emulated timer.
         words.push(format!("tsc_early_khz={}", sys::tsc_khz()));
     }
-    words.extend(spec.kernel_args.iter().cloned());
-    words.join(" ")
+    kernel_line::kernel_line(words, spec)
 }
 
 /// QEMU ends a value at a comma and takes two for one.

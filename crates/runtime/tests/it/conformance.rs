@@ -296,7 +296,8 @@ async fn the_console_is_bounded_and_blocks_nobody(lab: Lab) {
     let process = lab.start().await;
     let mut guest = lab.guest().await;
     let before = lab.console_end();
-    let kib = 4 * CONSOLE_BYTES / 1024;
+    // More than all of the file.
+    let kib = 6 * CONSOLE_BYTES / 1024;
     guest.say(&format!("flood {kib}")).await;
     // Each byte is an exit of the guest, and exits are slow where virtualization is emulated.
     tokio::time::timeout(6 * GENEROUS, async {
@@ -311,8 +312,8 @@ async fn the_console_is_bounded_and_blocks_nobody(lab: Lab) {
     let all = ring.read_from(0, usize::MAX).unwrap();
     assert_eq!(all.bytes.len() as u64, CONSOLE_BYTES);
     assert_eq!(all.dropped, ring.end().unwrap() - CONSOLE_BYTES);
-    assert!(ring.end().unwrap() - before > 4 * CONSOLE_BYTES);
-    assert!(std::fs::metadata(lab.dir.console()).unwrap().len() < 3 * CONSOLE_BYTES);
+    let size = std::fs::metadata(lab.dir.console()).unwrap().len();
+    assert!(ring.end().unwrap() - before > size, "{size}");
     process.kill().await.unwrap();
 
     let again = lab.start().await;

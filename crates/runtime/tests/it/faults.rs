@@ -2,11 +2,12 @@
 //! that starts a VMM.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use hutch_contract::error::Kind;
 use hutch_contract::machine::Exit;
-use hutch_runtime::{Error, MachineDir};
+use hutch_runtime::{Error, MachineDir, Runtime};
 
 use crate::lab::{self, GENEROUS, Lab, in_words};
 
@@ -19,6 +20,20 @@ struct Vmm {
     old: &'static str,
     /// Where its commands come in: `fd:N`, or a path in the machine's directory.
     socket: &'static str,
+}
+
+impl Vmm {
+    fn runtime(&self) -> String {
+        self.runtime.replace('_', "-")
+    }
+
+    /// With this program, and the KVM that some cannot do without: scripts do not mind.
+    fn with(&self, program: &Path) -> Arc<dyn Runtime> {
+        lab::runtime_with(&self.runtime(), |config| {
+            config.program = Some(program.to_owned());
+            config.acceleration = Some("kvm".to_owned());
+        })
+    }
 }
 
 /// One module of tests per row, one test per fault.
@@ -57,6 +72,8 @@ use faults;
 // The name, its version and an old one as the program tells them, and its socket.
 rows! {
     qemu: "QEMU emulator version 8.2.0", "QEMU emulator version 2.11.1", "fd:4";
+    firecracker: "Firecracker v1.16.1", "Firecracker v1.10.1", "run/vmm/api.sock";
+    cloud_hypervisor: "cloud-hypervisor v53.0", "cloud-hypervisor v52.0", "fd:3";
 }
 
 /// A machine whose VMM is this script.
@@ -68,9 +85,10 @@ struct Scripted {
 
 impl Scripted {
     fn new(vmm: &'static Vmm) -> Self {
-        let lab = Lab::bare(vmm.runtime);
+        let lab = Lab::bare(&vmm.runtime());
         for file in [MachineDir::KERNEL, MachineDir::INITRAMFS, MachineDir::DISK] {
-            std::fs::write(lab.dir.file(file), "").unwrap();
+            // As a kernel begins that all of them take.
+            std::fs::write(lab.dir.file(file), b"\x7fELF").unwrap();
         }
         // Beside the machine, where its user may go.
         let program = lab.dir.path().with_file_name("vmm");
@@ -99,10 +117,7 @@ impl Scripted {
 
     /// The start fails, in time, and nothing is left.
     async fn fails(self) -> Error {
-        let program = self.program.clone();
-        let runtime = lab::runtime_with(self.vmm.runtime, |config| {
-            config.program = Some(program);
-        });
+        let runtime = self.vmm.with(&self.program);
         let started = runtime.start(&self.lab.dir, &self.lab.spec);
         let started = tokio::time::timeout(GENEROUS, started).await;
         let error = started
@@ -122,10 +137,7 @@ impl Scripted {
 
     /// The same, for a program that is refused before it is started.
     async fn refused(self) -> Error {
-        let runtime = lab::runtime_with(self.vmm.runtime, |config| {
-            config.program = Some(self.program.clone());
-        });
-        let info = runtime.probe().await;
+        let info = self.vmm.with(&self.program).probe().await;
         assert!(!info.usable, "{info:?}");
         let error = self.fails().await;
         assert_eq!(info.reason.unwrap(), error.to_string());

@@ -19,7 +19,7 @@ use crate::initramfs;
 
 /// Far longer than anything takes here; a test that waits this long has failed.
 pub const GENEROUS: Duration = Duration::from_secs(50);
-pub const CONSOLE_BYTES: u64 = 64 * 1024;
+pub const CONSOLE_BYTES: u64 = 16 * 1024;
 const STUB_PROGRAM: &str = env!("CARGO_BIN_EXE_hutch-stub-vmm");
 
 /// A machine that ends with the test.

@@ -10,4 +10,5 @@ mod firecracker;
 mod initramfs;
 mod lab;
 mod proof;
+mod scripted;
 mod virtualbox;
