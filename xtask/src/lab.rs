@@ -10,6 +10,7 @@ mod root;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use clap::{Args as ClapArgs, Subcommand};
@@ -20,13 +21,16 @@ use load::{Load, quoted};
 use machine::Machine;
 use results::Results;
 
+/// The most machines that run tests at the same time.
+const MACHINES: usize = 2;
+
 /// What to do in it.
 #[derive(ClapArgs)]
 pub struct Args {
     #[command(subcommand)]
     what: Option<What>,
     /// When its machine is ended, whatever happens
-    #[arg(long, default_value_t = 9, global = true, value_name = "MINUTES")]
+    #[arg(long, default_value_t = 10, global = true, value_name = "MINUTES")]
     limit: u64,
 }
 
@@ -110,7 +114,7 @@ fn test(conformance: bool, filters: &[String], limit: Duration) -> Result {
     lab.load.write("tests", &lines.concat())?;
     lab.load.write("tests.sh", include_str!("lab/tests.sh"))?;
     let mut results = Results::new(&lab.load.runtimes);
-    let ran = lab.run("sh /lab/tests.sh", limit, &mut |line| results.take(line));
+    let ran = lab.tests(limit, &mut |line| results.take(line));
     // What was run before the end came counts as well.
     let finished = results.finish(lines.len());
     ran.and(finished)
@@ -179,30 +183,104 @@ impl Lab {
     fn run(self, job: &str, limit: Duration, line: &mut dyn FnMut(&str)) -> Result<i32> {
         let start = Instant::now();
         let load = self.load.finish(job, false)?;
-        let machine = Machine {
-            root: &self.root,
-            load: &load,
-            dir: &self.dir,
-        };
+        let machine = alone(&self.root, &load, &self.dir);
         let code = machine.run(start + limit, line)?;
         unpack(&machine.out(), &self.dir.join("out"))?;
         eprintln!("lab: {:.0} s", start.elapsed().as_secs_f64());
         Ok(code)
     }
 
+    /// Runs the tests, on a machine for each processor that can emulate one, and gives all that they say to `line`.
+    fn tests(self, limit: Duration, line: &mut dyn FnMut(&str)) -> Result {
+        let start = Instant::now();
+        let load = self.load.finish("sh /lab/tests.sh", false)?;
+        let parts = std::thread::available_parallelism().map_or(1, |n| n.get().min(MACHINES));
+        let (sender, lines) = mpsc::channel::<String>();
+        let (root, load, dir) = (&self.root, load.as_path(), self.dir.as_path());
+        let ran = std::thread::scope(|scope| {
+            let run = |part| {
+                let sender = sender.clone();
+                // Errors of other threads must be able to go there.
+                let one = move || {
+                    let ran = share(root, load, dir, (part, parts), start + limit, &sender);
+                    ran.map_err(|error| error.to_string())
+                };
+                scope.spawn(one)
+            };
+            let all: Vec<_> = (0..parts).map(run).collect();
+            drop(sender);
+            lines.iter().for_each(|text| line(&text));
+            let ended = |one: std::thread::ScopedJoinHandle<'_, _>| one.join().expect("no panic");
+            all.into_iter().try_for_each(ended)
+        });
+        eprintln!("lab: {:.0} s", start.elapsed().as_secs_f64());
+        Ok(ran?)
+    }
+
     fn shell(self) -> Result {
         let load = self.load.finish("exec bash -l || exec sh -l", true)?;
-        let machine = Machine {
-            root: &self.root,
-            load: &load,
-            dir: &self.dir,
-        };
+        let machine = alone(&self.root, &load, &self.dir);
         let settings =
             command::output(command("stty", ["-g"]).stdin(std::process::Stdio::inherit()))?;
         command("stty", ["raw", "-echo"]).status()?;
         let ended = machine.terminal();
         command("stty", [settings.trim()]).status()?;
         ended
+    }
+}
+
+/// A machine that has the host for itself.
+fn alone<'a>(root: &'a root::Root, load: &'a Path, dir: &Path) -> Machine<'a> {
+    Machine {
+        root,
+        load,
+        dir: dir.to_owned(),
+        vcpus: 2,
+        memory_mib: 4096,
+        words: String::new(),
+    }
+}
+
+/// Runs every `parts`th test. A machine that dies is started once more and goes on with the test that it died of, or in
+/// which it died: then it is the emulation's fault most often.
+fn share(
+    root: &root::Root,
+    load: &Path,
+    dir: &Path,
+    (part, parts): (usize, usize),
+    deadline: Instant,
+    lines: &mpsc::Sender<String>,
+) -> Result {
+    let mut done = 0;
+    let mut again = true;
+    loop {
+        let machine = Machine {
+            root,
+            load,
+            dir: dir.join(format!("machine-{part}")),
+            vcpus: 1,
+            memory_mib: 3072,
+            words: format!("lab.part={part} lab.parts={parts} lab.done={done}"),
+        };
+        drop(fs::remove_dir_all(&machine.dir));
+        fs::create_dir_all(&machine.dir)?;
+        let before = done;
+        let ran = machine.run(deadline, |line| {
+            done += usize::from(line.starts_with(results::TEST));
+            // The receiver is there for as long as any of us is.
+            drop(lines.send(line.to_owned()));
+        });
+        match ran {
+            Ok(_) => return unpack(&machine.out(), &dir.join("out")),
+            Err(error) if again && Instant::now() < deadline => {
+                eprintln!(
+                    "lab: a machine died after {} tests and is started again: {error}",
+                    done - before
+                );
+                again = false;
+            }
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -217,7 +295,7 @@ fn unpack(tar: &Path, out: &Path) -> Result {
 }
 
 /// As `hutch` has it.
-fn cache() -> PathBuf {
+pub fn cache() -> PathBuf {
     let variable = |name| {
         std::env::var_os(name)
             .filter(|value| !value.is_empty())

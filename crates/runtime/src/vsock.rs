@@ -2,11 +2,13 @@
 //! for it: `CONNECT port\n`, answered by `OK port\n` or, when nobody listens in the guest, by the end of the connection.
 //! See Firecracker's `docs/vsock.md`. What is said afterwards is the agent's affair.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
 use crate::process::printable;
 use crate::{Channel, Error, MachineDir};
@@ -15,12 +17,15 @@ use crate::{Channel, Error, MachineDir};
 pub(crate) const PORT: u32 = 1003;
 /// The guest's address; the same in every machine, since no guest can send to another.
 pub(crate) const GUEST_CID: u32 = 3;
-/// Time for one attempt. A guest whose driver is not loaded yet answers nothing, and the request may be lost.
-const ATTEMPT: Duration = Duration::from_secs(3);
-/// Time for a guest that refuses, since its agent does not listen yet. The caller comes again.
+/// Time for a guest whose agent does not listen yet. The caller comes again.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Between two attempts; what a boot may lose by asking too early.
+/// Until an attempt after one that was refused; what a boot may lose by asking too early.
 const AGAIN: Duration = Duration::from_millis(5);
+/// Until an attempt beside those that are silent: grows from the first to the second. A request that waits while the
+/// guest loads its driver is lost (Linux takes it before it can answer), so silence means nothing.
+const BESIDE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
+/// The most attempts at the same time.
+const OPEN: usize = 4;
 /// The longest answer: `OK ` and a number of 32 bits.
 const ANSWER: usize = 16;
 
@@ -31,20 +36,38 @@ const ANSWER: usize = 16;
 /// [`Error::Monitor`] for an answer that is none.
 pub(crate) async fn connect(dir: &MachineDir, own: &str, socket: &str) -> Result<Channel, Error> {
     let end = Instant::now() + PATIENCE;
-    let silent = || Error::Timeout {
-        what: "answer of the agent's port",
-        seconds: PATIENCE.as_secs(),
-    };
+    let mut attempts = JoinSet::new();
+    let mut open = VecDeque::new();
+    let mut beside = BESIDE.0;
     while Instant::now() < end {
-        let attempt = timeout(ATTEMPT, attempt(dir, own, socket));
-        match timeout_at(end, attempt).await {
-            Ok(Ok(Ok(Some(stream)))) => return Ok(Channel::Connection(Box::new(stream))),
-            Ok(Ok(Ok(None)) | Err(_)) => sleep(AGAIN).await,
-            Ok(Ok(Err(error))) => return Err(error),
-            Err(_) => break,
+        let (dir, own, socket) = (dir.clone(), own.to_owned(), socket.to_owned());
+        open.push_back(attempts.spawn(async move { attempt(&dir, &own, &socket).await }));
+        if open.len() > OPEN {
+            open.pop_front().inspect(tokio::task::AbortHandle::abort);
+        }
+        let mut next = Instant::now() + beside;
+        beside = (beside * 5 / 4).min(BESIDE.1);
+        loop {
+            tokio::select! {
+                biased;
+                Some(ended) = attempts.join_next() => match ended {
+                    Ok(Ok(Some(stream))) => return Ok(Channel::Connection(Box::new(stream))),
+                    Ok(Ok(None)) => {
+                        next = next.min(Instant::now() + AGAIN);
+                        beside = BESIDE.0;
+                    }
+                    Ok(Err(error)) => return Err(error),
+                    // Given up above.
+                    Err(_) => {}
+                },
+                () = sleep_until(next.min(end)) => break,
+            }
         }
     }
-    Err(silent())
+    Err(Error::Timeout {
+        what: "answer of the agent's port",
+        seconds: PATIENCE.as_secs(),
+    })
 }
 
 /// `None` when the guest refuses.
@@ -115,6 +138,33 @@ mod tests {
         let mut words = String::new();
         stream.read_to_string(&mut words).await.unwrap();
         assert_eq!(words, "hello");
+    }
+
+    /// Below Linux 6.1 at least, in each boot.
+    #[tokio::test]
+    async fn a_request_that_was_lost_is_not_waited_for() {
+        let files = tempfile::tempdir().unwrap();
+        let dir = MachineDir::new(files.path());
+        std::fs::create_dir_all(dir.file(MachineDir::VMM)).unwrap();
+        let listener = UnixListener::bind(dir.file("run/vmm/v.sock")).unwrap();
+        let silent_ones = async {
+            let mut silent = Vec::new();
+            while silent.len() < 2 * OPEN {
+                silent.push(listener.accept().await.unwrap().0);
+            }
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"OK 1\n").await.unwrap();
+            (silent, stream)
+        };
+        let connected = connect(&dir, MachineDir::VMM, "v.sock");
+        let (connected, (silent, _answered)) = tokio::join!(connected, silent_ones);
+        assert!(connected.is_ok());
+        for stream in silent {
+            let mut said = String::new();
+            let mut stream = BufReader::new(stream);
+            // All that was not answered is given up.
+            while stream.read_line(&mut said).await.unwrap() > 0 {}
+        }
     }
 
     #[tokio::test]
