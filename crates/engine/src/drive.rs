@@ -232,8 +232,8 @@ impl Driver {
             timeout(deadline::OUTSIDE_MADE, made).await
         });
         let what = "preparing the machine";
-        made.await
-            .map_err(|_| Error::Panicked { what })?
+        joined(what, made)
+            .await?
             .map_err(|_| Error::timeout(what, deadline::OUTSIDE_MADE))??;
         let (dir, made_for) = (self.dir.clone(), record.clone());
         self.file_work("prepare", move || prepare::complete(&dir, &made_for))
@@ -296,6 +296,8 @@ impl Driver {
                         return Ok(());
                     }
                     Ok(Err(error)) => error.into(),
+                    // As in `joined`.
+                    Err(error) if error.is_cancelled() => std::future::pending().await,
                     Err(_) => Error::Panicked {
                         what: "starting the VMM",
                     },
@@ -676,7 +678,15 @@ pub(crate) async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| Error::Panicked { what })?
+    joined(what, tokio::task::spawn_blocking(work)).await?
+}
+
+/// The end of a task of ours. One that was cancelled never ends: nobody cancels one but the runtime when that ends, and
+/// with it the caller at this line. What was being done has not failed then, and the next server goes on with it.
+pub(crate) async fn joined<T>(what: &'static str, task: JoinHandle<T>) -> Result<T, Error> {
+    match task.await {
+        Ok(done) => Ok(done),
+        Err(error) if error.is_cancelled() => std::future::pending().await,
+        Err(_) => Err(Error::Panicked { what }),
+    }
 }

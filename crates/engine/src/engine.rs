@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::drive::{Driver, blocking, retry_delay};
+use crate::drive::{Driver, blocking, joined, retry_delay};
 use crate::kernel::Kernel;
 use crate::operations::Running;
 use crate::prepare::{erase_dir, io_error};
@@ -280,8 +280,7 @@ impl Engine {
         what: &'static str,
         change: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        let change = self.shared.tasks.spawn(change);
-        change.await.map_err(|_| Error::Panicked { what })?
+        joined(what, self.shared.tasks.spawn(change)).await?
     }
 
     async fn recover(&self) -> Result<(), Error> {

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
 
 use crate::Error;
+use crate::drive::joined;
 use crate::plan;
 
 /// Rows read from the store at a time.
@@ -222,9 +223,7 @@ impl Cell {
             published.send_replace(Some(current.clone()));
             Ok(current)
         });
-        committed.await.map_err(|_| Error::Panicked {
-            what: "a change of a machine",
-        })?
+        joined("a change of a machine", committed).await?
     }
 
     /// Drops the record with its name; its slot begins to rest. `free` is called once that is durable and before

@@ -256,3 +256,14 @@ async fn a_store_that_fails_for_good_ends_the_engine() {
     let who = engine.local_admin();
     assert!(engine.create(&who, spec(), None).await.is_err());
 }
+
+#[tokio::test]
+async fn what_ended_with_its_runtime_has_not_failed() {
+    let ending = tokio::runtime::Builder::new_current_thread();
+    let ending = { ending }.build().unwrap();
+    let task = ending.spawn(std::future::pending::<()>());
+    ending.shutdown_background();
+    let joined = crate::drive::joined("a test", task);
+    let soon = tokio::time::timeout(Duration::from_millis(50), joined).await;
+    assert!(soon.is_err(), "nothing is known of it: {soon:?}");
+}

@@ -277,6 +277,15 @@ async fn a_vmm_that_hangs_is_given_up_and_can_be_killed(lab: Lab) {
     let stop = |pid: u32| {
         let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
         rustix::process::kill_process(pid, Signal::STOP).unwrap();
+        // It is told at once, and stops a little later.
+        let stopped = || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid())).unwrap();
+            let mut tasks = tasks.map(|task| task.unwrap().file_name().into_string().unwrap());
+            tasks.all(|task| lab::status(task.parse().unwrap(), "State").starts_with('T'))
+        };
+        while !stopped() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
     };
     stop(process.pid());
     let paused = lab.runtime.pause(&lab.dir).await;
