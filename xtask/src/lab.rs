@@ -295,7 +295,7 @@ fn unpack(tar: &Path, out: &Path) -> Result {
 }
 
 /// As `hutch` has it.
-pub fn cache() -> PathBuf {
+fn cache() -> PathBuf {
     let variable = |name| {
         std::env::var_os(name)
             .filter(|value| !value.is_empty())

@@ -1,6 +1,5 @@
 //! `cargo xtask test`, `bless` and `bench`.
 
-use std::fs;
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
@@ -8,7 +7,7 @@ use clap::Args as ClapArgs;
 use crate::Result;
 use crate::build::{self, FEATURES};
 use crate::command::{self, cargo, command, output};
-use crate::{agent, docker, lab, setup};
+use crate::{agent, docker, setup};
 
 /// Which tests.
 #[derive(ClapArgs)]
@@ -41,10 +40,6 @@ pub fn run(args: &Args) -> Result {
         nextest.env("HUTCH_TEST_MODULES", kernel.with_file_name("boot"));
         nextest.env("HUTCH_TEST_KERNEL", kernel);
     }
-    match other_kernel() {
-        Ok(package) => _ = nextest.env("HUTCH_TEST_OTHER_KERNEL", package),
-        Err(error) => eprintln!("skipped: a kernel of another version, since {error}"),
-    }
     // Lives until the tests have ended.
     let engine = match std::env::var_os("HUTCH_TEST_DOCKER") {
         Some(_) => None,
@@ -71,40 +66,6 @@ fn test_kernel() -> Option<PathBuf> {
             None
         }
     }
-}
-
-/// The package of a kernel of another version than guests have by default, in the cache.
-fn other_kernel() -> Result<PathBuf> {
-    if let Some(named) = std::env::var_os("HUTCH_TEST_OTHER_KERNEL") {
-        return Ok(named.into());
-    }
-    let dir = lab::cache().join("other-kernel");
-    let is_package = |path: &PathBuf| path.extension().is_some_and(|end| end == "deb");
-    let found = || -> std::io::Result<Option<PathBuf>> {
-        let mut paths = fs::read_dir(&dir)?.flatten().map(|entry| entry.path());
-        Ok(paths.find(is_package))
-    };
-    fs::create_dir_all(&dir)?;
-    if let Some(package) = found()? {
-        return Ok(package);
-    }
-    // Signed ones, of an exact version; the newest is of the series that is not the default one's where there are two.
-    let pattern = "^linux-image-[0-9]+\\.[0-9]+\\.[0-9]+.*-cloud-(amd64|arm64)$";
-    let all = output(&mut command(
-        "apt-cache",
-        ["search", "--names-only", pattern],
-    ))?;
-    let names = all.lines().filter_map(|line| line.split(' ').next());
-    let series = |name: &&str| {
-        let version = name.trim_start_matches("linux-image-");
-        let numbers = version.split(['.', '-', '+']);
-        numbers
-            .map_while(|number| number.parse::<u32>().ok())
-            .collect::<Vec<_>>()
-    };
-    let newest = names.max_by_key(series).ok_or("apt knows none")?;
-    command::run(command("apt-get", ["-qq", "download", newest]).current_dir(&dir))?;
-    found()?.ok_or_else(|| "apt-get has left nothing".into())
 }
 
 /// Writes the golden files anew. What changed is to be read in the diff.
