@@ -229,7 +229,7 @@ impl Lab {
     }
 }
 
-/// A machine that has the host for itself.
+/// A machine that has the host for itself: for benches, with a processor for the VMM beside the server's.
 fn alone<'a>(root: &'a root::Root, load: &'a Path, dir: &Path) -> Machine<'a> {
     Machine {
         root,
@@ -241,8 +241,7 @@ fn alone<'a>(root: &'a root::Root, load: &'a Path, dir: &Path) -> Machine<'a> {
     }
 }
 
-/// Runs every `parts`th test. A machine that dies is started once more and goes on with the test that it died of, or in
-/// which it died: then it is the emulation's fault most often.
+/// Runs every `parts`th test. A machine that dies is started once more and goes on with the test in which it died.
 fn share(
     root: &root::Root,
     load: &Path,

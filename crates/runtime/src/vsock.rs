@@ -21,8 +21,8 @@ pub(crate) const GUEST_CID: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Until an attempt after one that was refused; what a boot may lose by asking too early.
 const AGAIN: Duration = Duration::from_millis(5);
-/// Until an attempt beside those that are silent: grows from the first to the second. A request that waits while the
-/// guest loads its driver is lost (Linux takes it before it can answer), so silence means nothing.
+/// Until an attempt beside those that are silent: grows from the first to the second. A guest whose driver is not loaded
+/// yet answers nothing, and the request may be lost, so silence means nothing.
 const BESIDE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 /// The most attempts at the same time.
 const OPEN: usize = 4;
@@ -140,7 +140,6 @@ mod tests {
         assert_eq!(words, "hello");
     }
 
-    /// Below Linux 6.1 at least, in each boot.
     #[tokio::test]
     async fn a_request_that_was_lost_is_not_waited_for() {
         let files = tempfile::tempdir().unwrap();

@@ -20,8 +20,8 @@ pub struct Machine<'a> {
     pub load: &'a Path,
     /// For what it leaves here.
     pub dir: PathBuf,
-    /// With more than one, the emulation of SVM is not to be trusted: the kernel inside dies once in a hundred boots of
-    /// guests (QEMU 7.2: a page fault with the guest's GS).
+    /// With more than one, the emulation of SVM is not to be trusted: the kernel inside was seen to die, after some 35
+    /// boots of guests (QEMU 7.2: a page fault without its GS).
     pub vcpus: u32,
     pub memory_mib: u32,
     /// For what runs in it, on its kernel's command line.

@@ -11,6 +11,8 @@ use crate::command::{cargo, command, output};
 const CONFORMANCE: &str = "runtime";
 /// How a line begins that `tests.sh` prints about a test that has ended.
 pub const TEST: &str = "lab:test\t";
+/// The same of one that has failed and is tried again.
+const AGAIN: &str = "lab:again\t";
 /// The binaries with tests for the lab: name, source, seconds for each test.
 const SUITES: [(&str, &str, u32); 2] = [
     (CONFORMANCE, "crates/runtime/tests/it/main.rs", 120),
@@ -135,7 +137,7 @@ impl Results {
 
     /// A line from the lab.
     pub fn take(&mut self, line: &str) {
-        if let Some(name) = line.strip_prefix("lab:again\t") {
+        if let Some(name) = line.strip_prefix(AGAIN) {
             println!("   again            {name}");
             self.again.push(name.to_owned());
             return;
