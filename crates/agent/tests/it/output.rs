@@ -128,10 +128,11 @@ async fn a_reader_that_does_not_follow_ends_at_what_is_there() {
     let agent = Agent::start();
     let mut client = agent.client().await;
     client
-        .start(shell("p", "echo one; touch written; sleep 1000"))
+        .start(shell("p", "echo one; sleep 1000"))
         .await
         .unwrap();
-    until("it has written", || agent.root().join("written").exists()).await;
+    let mut follower = attach(&mut client, "p", 0).await;
+    follower.message().await.unwrap().expect("its first line");
     let request = |from| pb::AttachRequest {
         process_id: "p".into(),
         from,

@@ -124,8 +124,10 @@ async fn a_second_start_with_the_same_id_is_the_first_one() {
     assert_eq!(second.unwrap().into_inner(), first);
     assert_eq!(third.unwrap().into_inner(), first);
     let count = agent.root().join("count");
-    until("the process has written", || count.exists()).await;
-    assert_eq!(std::fs::read_to_string(count).unwrap(), "x\n");
+    // The file is there before the line is in it.
+    let written = || std::fs::read_to_string(&count).is_ok_and(|text| text.ends_with('\n'));
+    until("the process has written", written).await;
+    assert_eq!(std::fs::read_to_string(&count).unwrap(), "x\n");
 }
 
 #[tokio::test]
