@@ -53,7 +53,7 @@ enum What {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Measure create to first exec, against the same VMM started bare; prints lines `NAME … ratio N.NN`
+    /// Measure create to first exec, against the same VMM started bare; prints lines `NAME: ratio …`
     Bench {
         /// How many times each, in turn
         #[arg(short, default_value_t = 5)]

@@ -57,7 +57,7 @@ enum Task {
     },
     /// Build and run the tests
     Test(tests::Args),
-    /// Measure; prints lines `NAME … ratio N.NN`
+    /// Measure; prints lines `NAME: ratio …`
     Bench {
         #[command(subcommand)]
         what: Bench,
