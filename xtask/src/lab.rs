@@ -29,9 +29,9 @@ const MACHINES: usize = 2;
 pub struct Args {
     #[command(subcommand)]
     what: Option<What>,
-    /// When its machine is ended, whatever happens
-    #[arg(long, default_value_t = 10, global = true, value_name = "MINUTES")]
-    limit: u64,
+    /// When its machine is ended, whatever happens; by default after 10, with `bench` after 20
+    #[arg(long, global = true, value_name = "MINUTES")]
+    limit: Option<u64>,
 }
 
 #[derive(Subcommand)]
@@ -55,8 +55,8 @@ enum What {
     },
     /// Measure create to first exec, against the same VMM started bare; prints lines `NAME: ratio …`
     Bench {
-        /// How many times each, in turn
-        #[arg(short, default_value_t = 5)]
+        /// How many times each, in turn. With few, noise decides
+        #[arg(short, default_value_t = 12)]
         n: u32,
         /// Measure the debug build
         #[arg(long)]
@@ -74,7 +74,12 @@ enum What {
 
 /// Does it.
 pub fn run(args: Args) -> Result {
-    let limit = Duration::from_secs(args.limit * 60);
+    let usual = if matches!(args.what, Some(What::Bench { .. })) {
+        20
+    } else {
+        10
+    };
+    let limit = Duration::from_secs(args.limit.unwrap_or(usual) * 60);
     setup::run(false)?;
     let all = What::Test {
         conformance: false,

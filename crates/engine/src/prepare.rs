@@ -99,6 +99,8 @@ pub(crate) fn link_boot_set(dir: &MachineDir, boot_set: &BootSet, elf: bool) -> 
                 .map_err(|source| io_error("protect", &staged, source))?;
         }
         fs::rename(&staged, &to).map_err(|source| io_error("replace", &to, source))?;
+        // Where both are the same file already, rename(2) does nothing.
+        drop(fs::remove_file(&staged));
     }
     Ok(())
 }

@@ -100,6 +100,7 @@ impl Firecracker {
             files: BTreeMap::from([(format!("{own}/{}", config::FILE), text)]),
             open_files: OPEN_FILES,
             cgroup: Some(Limits::new(spec, &self.config, OVERHEAD_MIB, TASKS)),
+            last_words: Some(end::HALTED.to_owned()),
             ..Launch::new(argv, spec, &self.config)
         })
     }

@@ -74,6 +74,10 @@ pub(crate) struct Launch {
     pub(crate) affinity: Vec<u32>,
     /// Size of the rings, in bytes.
     pub(crate) console_bytes: u64,
+    /// The end of a line of the console after which, when nothing follows, the VMM is killed. For one that does not end
+    /// when its guest stops for ever.
+    #[serde(default)]
+    pub(crate) last_words: Option<String>,
 }
 
 impl Launch {
@@ -95,6 +99,7 @@ impl Launch {
             cgroup: None,
             affinity: config.affinity.clone(),
             console_bytes: config.console_bytes,
+            last_words: None,
         }
     }
 }

@@ -151,7 +151,7 @@ fn start() -> Result<(Vmm, Record), Failure> {
         cgroup,
         pidfd: pidfd.map_err(|error| at("open the VMM's process")(error.into()))?,
         sources: [
-            Some(Source::new(out.into(), console)),
+            Some(Source::new(out.into(), console).ending_after(launch.last_words.as_deref())),
             Some(Source::new(err.into(), log)),
             events,
         ],

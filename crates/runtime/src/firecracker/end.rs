@@ -14,13 +14,22 @@ const SAID: [(&[u8], Exit); 3] = [
     (b"Kernel panic - not syncing", Exit::Panic),
 ];
 
+/// What a kernel says last that was told to halt, or to power off and has no way to, as here (`reboot` in its
+/// `kernel/reboot.c`; with `quiet`, too). The VMM goes on for ever with a guest that does not, so the shim ends it.
+pub(super) const HALTED: &str = "reboot: System halted";
+
 /// See the module.
 pub(super) fn judge(evidence: &Evidence) -> Exit {
     match evidence.status {
+        ExitStatus::Signal(libc::SIGKILL) if is_halted(&evidence.console) => Exit::PowerOff,
         ExitStatus::Signal(signal) => Exit::Signal { signal },
         ExitStatus::Code(0) => said(&evidence.console).unwrap_or(Exit::Reboot),
         ExitStatus::Code(code) => Exit::Code { code },
     }
+}
+
+fn is_halted(console: &[u8]) -> bool {
+    console.trim_ascii_end().ends_with(HALTED.as_bytes())
 }
 
 /// The last of these words counts.
@@ -64,6 +73,14 @@ mod tests {
         // Somebody in the guest did it alone.
         assert_eq!(reset("bye"), Exit::Reboot);
         assert_eq!(reset(""), Exit::Reboot);
+    }
+
+    #[test]
+    fn a_guest_that_powered_off_on_its_own_is_told_from_a_killed_vmm() {
+        let killed = |console: &str| ended(ExitStatus::Signal(libc::SIGKILL), console);
+        assert_eq!(killed("[ 2.0] reboot: System halted\r\n"), Exit::PowerOff);
+        let alive = "[ 2.0] reboot: System halted\r\n# ";
+        assert_eq!(killed(alive), Exit::Signal { signal: 9 });
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //! words end it.
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
@@ -12,11 +13,15 @@ use crate::ring::RingWriter;
 /// Bytes that a dead VMM's pipes can still hold: a pipe's greatest default size. More comes from somebody else.
 const LEFT_IN_PIPE: usize = 1024 * 1024;
 
+/// How long nothing may follow last words.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// A descriptor and the ring that its bytes go to.
 pub(super) struct Source {
     fd: OwnedFd,
     ring: RingWriter,
     ends_on: Option<Watchword>,
+    last_words: Option<LastWords>,
 }
 
 impl Source {
@@ -27,6 +32,7 @@ impl Source {
             fd,
             ring,
             ends_on: None,
+            last_words: None,
         }
     }
 
@@ -36,8 +42,21 @@ impl Source {
         self
     }
 
+    /// The process is to be killed when a line that ends with `words` was the last here for a while.
+    pub(super) fn ending_after(mut self, words: Option<&str>) -> Self {
+        self.last_words = words.map(LastWords::new);
+        self
+    }
+
     fn is_final(&self) -> bool {
         self.ends_on.as_ref().is_some_and(|word| word.heard)
+            || self.settles_in() == Some(Duration::ZERO)
+    }
+
+    /// How long nothing more may come until this is final.
+    fn settles_in(&self) -> Option<Duration> {
+        let since = self.last_words.as_ref()?.since?;
+        Some(SETTLED.saturating_sub(since.elapsed()))
     }
 
     /// Records what is there. `None` when nothing will ever come again.
@@ -50,6 +69,9 @@ impl Source {
                     let _ = self.ring.append(&buffer[..length]);
                     if let Some(word) = &mut self.ends_on {
                         word.listen(&buffer[..length]);
+                    }
+                    if let Some(words) = &mut self.last_words {
+                        words.listen(&buffer[..length]);
                     }
                     return Some(length);
                 }
@@ -97,6 +119,32 @@ impl Watchword {
     }
 }
 
+/// Words that mean something when they are the last.
+struct LastWords {
+    words: Vec<u8>,
+    /// The end of what was said, with room for a line's end.
+    last: Vec<u8>,
+    since: Option<Instant>,
+}
+
+impl LastWords {
+    fn new(words: &str) -> Self {
+        Self {
+            words: words.as_bytes().to_vec(),
+            last: Vec::new(),
+            since: None,
+        }
+    }
+
+    fn listen(&mut self, bytes: &[u8]) {
+        self.last.extend_from_slice(bytes);
+        let kept = self.words.len() + b"\r\n".len();
+        self.last.drain(..self.last.len().saturating_sub(kept));
+        let are_last = self.last.trim_ascii_end().ends_with(&self.words);
+        self.since = are_last.then(Instant::now);
+    }
+}
+
 /// Records until `process` has ended and all that it said before is on file.
 pub(super) fn until_end(sources: &mut [Option<Source>; 3], process: &OwnedFd) {
     let mut buffer = vec![0; 64 * 1024];
@@ -104,7 +152,12 @@ pub(super) fn until_end(sources: &mut [Option<Source>; 3], process: &OwnedFd) {
         let mut fds = vec![PollFd::new(process, PollFlags::IN)];
         let open = sources.iter().flatten();
         fds.extend(open.map(|source| PollFd::new(&source.fd, PollFlags::IN)));
-        match rustix::event::poll(&mut fds, None) {
+        let settles = sources.iter().flatten().filter_map(Source::settles_in);
+        let timeout = settles.min().map(|left| Timespec {
+            tv_sec: left.as_secs().cast_signed(),
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             // Out of kernel memory: what was to be recorded is lost, the end is not.
             Err(_) => std::thread::sleep(std::time::Duration::from_millis(100)),
@@ -121,9 +174,10 @@ pub(super) fn until_end(sources: &mut [Option<Source>; 3], process: &OwnedFd) {
             let ready = ready.next().is_some_and(|ready| *ready);
             let ended = |source: &mut Source| source.record(&mut buffer).is_none();
             let over = ready && slot.as_mut().is_some_and(ended);
-            if slot.as_ref().is_some_and(Source::is_final) {
+            if let Some(source) = slot.as_mut().filter(|source| source.is_final()) {
                 // What it said is on file before its end is. One that is gone already needs no signal.
                 let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
+                source.last_words = None;
             }
             if over {
                 *slot = None;
@@ -153,5 +207,21 @@ mod tests {
         }
         assert!(!word.heard);
         assert!(word.last.len() < word.word.len());
+    }
+
+    #[test]
+    fn last_words_are_the_last() {
+        let mut words = LastWords::new("reboot: System halted");
+        let mut are_last_after = |text: &str| {
+            words.listen(text.as_bytes());
+            words.since.is_some()
+        };
+        assert!(!are_last_after("[ 1.0] reboot: System"));
+        assert!(are_last_after(" halted"));
+        assert!(are_last_after("\r"));
+        assert!(are_last_after("\n"));
+        assert!(!are_last_after("# "), "somebody only read it to us");
+        assert!(!are_last_after("reboot: System halted, and more\r\n"));
+        assert!(are_last_after("[ 2.0] reboot: System halted\r\n"));
     }
 }
