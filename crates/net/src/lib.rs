@@ -1,4 +1,8 @@
-//! Networks of machines on the host: names, and later taps, addresses and firewall.
+//! Networks of machines on the host: names and taps, and later addresses and firewall.
+
+mod sys;
+
+pub mod tap;
 
 /// Longest name of a network interface, from `IFNAMSIZ` in `linux/if.h` without its NUL.
 pub const MAX_INTERFACE_NAME: usize = 15;
