@@ -69,6 +69,9 @@ pub struct Capabilities {
     pub memory_snapshot: bool,
     /// Whether vCPUs or memory can change while it runs.
     pub live_resize: bool,
+    /// Whether a machine can have a network card that its host routes for.
+    #[serde(default)]
+    pub network: bool,
 }
 
 /// What `hutch doctor` found out about one thing.

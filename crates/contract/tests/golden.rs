@@ -179,6 +179,7 @@ fn machines() {
         pause: true,
         memory_snapshot: true,
         live_resize: false,
+        network: true,
     };
     check(
         "machine-capabilities.json",

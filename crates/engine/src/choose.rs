@@ -94,6 +94,7 @@ mod tests {
                 pause: true,
                 memory_snapshot: false,
                 live_resize: false,
+                network: false,
             },
         }
     }

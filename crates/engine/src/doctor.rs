@@ -270,6 +270,7 @@ mod tests {
                 pause: true,
                 memory_snapshot: false,
                 live_resize: false,
+                network: false,
             },
         }
     }

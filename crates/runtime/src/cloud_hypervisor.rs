@@ -22,6 +22,7 @@ use crate::launch::{self, Launch, LaunchUser, Listen};
 use crate::process::{self, Adopted, Process};
 use crate::program::{Program, Wanted};
 use crate::ring::Follower;
+use crate::tap::LaunchTap;
 use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
 use crate::{sys, vsock};
 use arguments::Host;
@@ -51,6 +52,8 @@ const OPEN_FILES: u64 = 2048;
 /// The descriptor numbers that it finds its sockets under.
 const API_FD: i32 = 3;
 const EVENTS_FD: i32 = 4;
+/// The same of its tap.
+const TAP_FD: i32 = 5;
 /// Its API, in [`MachineDir::RUN`].
 const API_SOCKET: &str = "api.sock";
 /// The way to the guest's vsock, in [`MachineDir::VMM`].
@@ -89,6 +92,7 @@ impl CloudHypervisor {
                 path: format!("{}/{API_SOCKET}", MachineDir::RUN),
                 fd: API_FD,
             }],
+            taps: LaunchTap::of(NAME, spec, Some(TAP_FD))?,
             monitor: Some(launch::Monitor {
                 fd: EVENTS_FD,
                 greeting: String::new(),
@@ -161,6 +165,7 @@ impl Runtime for CloudHypervisor {
             pause: true,
             memory_snapshot: false,
             live_resize: false,
+            network: true,
         }
     }
 

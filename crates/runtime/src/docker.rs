@@ -36,7 +36,7 @@ use crate::launch::{read_json, write_json};
 use crate::process::{self, Adopted, Process};
 use crate::ring::RingReader;
 use crate::{
-    Channel, Error, ImageLayer, MachineDir, MachineSpec, Outside, Root, Runtime, RuntimeConfig,
+    Channel, Error, ImageLayer, MachineDir, MachineSpec, Outside, Root, Runtime, RuntimeConfig, tap,
 };
 use client::{Client, asked, found};
 use container::{Container, Run, Seen, inspect};
@@ -335,6 +335,7 @@ impl Runtime for Docker {
             pause: true,
             memory_snapshot: false,
             live_resize: false,
+            network: false,
         }
     }
 
@@ -344,6 +345,7 @@ impl Runtime for Docker {
         spec: &MachineSpec,
         image: &ImageLayer,
     ) -> Result<(), Error> {
+        tap::refuse(NAME, spec)?;
         let name = self.imports.import(&self.client, tag(spec), image).await?;
         let private = |name: &str, mode| {
             let path = dir.file(name);
@@ -396,6 +398,7 @@ impl Runtime for Docker {
     }
 
     async fn start(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Process, Error> {
+        tap::refuse(NAME, spec)?;
         let (docker, dir, spec) = (self.clone(), dir.clone(), spec.clone());
         let started = tokio::spawn(async move { docker.start_now(&dir, &spec).await });
         started.await.expect("starting a container does not panic")

@@ -24,6 +24,7 @@ use crate::cgroup::Limits;
 use crate::launch::{self, Launch, LaunchUser};
 use crate::process::{self, Adopted, Process};
 use crate::program::{Program, Wanted};
+use crate::tap::LaunchTap;
 use crate::vsock;
 use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
 use jail::{Jail, Place};
@@ -98,6 +99,7 @@ impl Firecracker {
             changes_user: jail.is_some(),
             links,
             files: BTreeMap::from([(format!("{own}/{}", config::FILE), text)]),
+            taps: LaunchTap::of(NAME, spec, None)?,
             open_files: OPEN_FILES,
             cgroup: Some(Limits::new(spec, &self.config, OVERHEAD_MIB, TASKS)),
             last_words: Some(end::HALTED.to_owned()),
@@ -177,6 +179,7 @@ impl Runtime for Firecracker {
             pause: true,
             memory_snapshot: false,
             live_resize: false,
+            network: true,
         }
     }
 

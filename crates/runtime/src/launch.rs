@@ -20,6 +20,7 @@ use crate::cgroup::{Limits, Placed};
 use crate::identity::{self, Identity, Proof};
 use crate::process::{Judge, Process, Vmm};
 use crate::spec::{MachineSpec, RuntimeConfig, User};
+use crate::tap::LaunchTap;
 use crate::{Error, MachineDir, kvm, sys};
 
 /// Time for the shim to come up and start the VMM.
@@ -62,6 +63,9 @@ pub(crate) struct Launch {
     pub(crate) gains_privileges: bool,
     /// Sockets to listen on.
     pub(crate) listen: Vec<Listen>,
+    /// Taps that it uses.
+    #[serde(default)]
+    pub(crate) taps: Vec<LaunchTap>,
     /// A connection whose output is recorded.
     pub(crate) monitor: Option<Monitor>,
     /// The most descriptors it may have open.
@@ -94,6 +98,7 @@ impl Launch {
             files: BTreeMap::new(),
             gains_privileges: false,
             listen: Vec::new(),
+            taps: Vec::new(),
             monitor: None,
             open_files: 0,
             cgroup: None,

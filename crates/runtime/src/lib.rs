@@ -16,6 +16,7 @@ mod program;
 mod qmp;
 mod spec;
 mod sys;
+mod tap;
 mod vsock;
 mod watch;
 

@@ -16,6 +16,7 @@ use crate::launch::{self, Launch, LaunchUser, Listen};
 use crate::process::{self, Adopted, Process};
 use crate::program::{Program, Wanted};
 use crate::qmp;
+use crate::tap::LaunchTap;
 use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
 use acceleration::Acceleration;
 
@@ -43,6 +44,8 @@ const TASKS: u32 = 128;
 const AGENT_FD: i32 = 3;
 const MONITOR_FD: i32 = 4;
 const EVENTS_FD: i32 = 5;
+/// The same of its tap.
+const TAP_FD: i32 = 6;
 
 /// See the module.
 pub(crate) struct Qemu {
@@ -92,6 +95,7 @@ impl Qemu {
                 listen(MachineDir::AGENT_SOCKET, AGENT_FD),
                 listen(MachineDir::MONITOR_SOCKET, MONITOR_FD),
             ],
+            taps: LaunchTap::of(NAME, spec, Some(TAP_FD))?,
             monitor: Some(launch::Monitor {
                 fd: EVENTS_FD,
                 greeting: qmp::GREETING.to_owned(),
@@ -135,6 +139,7 @@ impl Runtime for Qemu {
             pause: true,
             memory_snapshot: false,
             live_resize: false,
+            network: true,
         }
     }
 

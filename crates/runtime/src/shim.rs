@@ -7,7 +7,7 @@
 //! ```text
 //! server                 shim                                      VMM
 //!   | lock, launch.json    |                                         |
-//!   |--------------------->| own session, sockets, pipes             |
+//!   |--------------------->| own session, sockets, tap, pipes        |
 //!   |                      |---------------------------------------->| cgroup, other user, no new privileges, exec
 //!   |                      | run/shim.json                           |
 //!   |<--- {"ok": …} -------|                                         |
@@ -41,6 +41,7 @@ use crate::identity::{Identity, boot_id};
 use crate::launch::{Answer, ExitRecord, ExitStatus, Launch, Record, read_json, write_json};
 use crate::ring::RingWriter;
 use crate::sys;
+use crate::tap::{self, LaunchTap};
 use relay::Source;
 
 /// The most bytes kept of what an event monitor says.
@@ -238,6 +239,14 @@ fn descriptors(launch: &Launch) -> Result<(Vec<OwnedFd>, Option<OwnedFd>), Failu
     for listen in &launch.listen {
         let socket = listen_on(&listen.path).map_err(at(format!("listen on {}", listen.path)))?;
         kept.push((socket, listen.fd));
+    }
+    for LaunchTap { name, fd } in &launch.taps {
+        let user = launch.user.as_ref().map(|user| user.uid);
+        let tap = tap::open(name, user).map_err(at(format!("open the tap {name}")))?;
+        // A VMM that opens it by itself is told less clearly why it may not.
+        if let Some(number) = fd {
+            kept.push((tap, *number));
+        }
     }
     let events = match &launch.monitor {
         None => None,

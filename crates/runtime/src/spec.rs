@@ -60,6 +60,14 @@ pub enum Nic {
     None,
     /// The VMM's own user-mode network with every way out closed: the guest sees a card and reaches nothing.
     Restricted,
+    /// A tap of the host's.
+    Tap {
+        /// Its name. It is there, stays when nobody has it open, and belongs to the machine's user; otherwise a start is
+        /// refused.
+        name: String,
+        /// The guest's address on it. A machine that goes on from another's memory has that one's.
+        mac: [u8; 6],
+    },
 }
 
 /// Who a VMM runs as.

@@ -17,8 +17,8 @@ use crate::breaker::Breakers;
 use crate::cgroup::Limits;
 use crate::launch::{self, Launch, Listen};
 use crate::process::{self, Adopted, Process};
-use crate::qmp;
 use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
+use crate::{qmp, tap};
 
 /// The runtime's name.
 pub(crate) const NAME: &str = "stub";
@@ -103,10 +103,12 @@ impl Runtime for Stub {
             pause: true,
             memory_snapshot: false,
             live_resize: false,
+            network: false,
         }
     }
 
     async fn start(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Process, Error> {
+        tap::refuse(NAME, spec)?;
         let what = self.launch(spec)?;
         let guest = dir.file(GUEST);
         match tokio::fs::create_dir(&guest).await {

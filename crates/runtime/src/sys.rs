@@ -1,12 +1,12 @@
-//! What neither std nor rustix offers safely: the steps between fork and exec, signal dispositions, the time stamp counter
-//! and Landlock's version. Everything `unsafe` of this crate is here.
+//! What neither std nor rustix offers safely: the steps between fork and exec, signal dispositions, the time stamp counter,
+//! taps and Landlock's version. Everything `unsafe` of this crate is here.
 #![expect(
     unsafe_code,
-    reason = "fork, signal dispositions and rdtsc have no safe interface"
+    reason = "fork, signal dispositions, rdtsc and taps have no safe interface"
 )]
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -112,6 +112,43 @@ fn between_fork_and_exec(child: &Child, groups: &[Gid], parent: Pid) -> io::Resu
     Ok(())
 }
 
+/// A tap whose packets have a `virtio_net_hdr` and nothing else before them: what every VMM expects.
+const TAP: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+/// It stays when nobody has it open (`IFF_PERSIST` in `linux/if_tun.h`, without a name here).
+const PERSISTENT: libc::c_int = 0x0800;
+
+/// Makes `tun`, an open `/dev/net/tun`, the way into the tap `name` (`TUNSETIFF`), which may be no longer than 15 bytes. A
+/// missing one is made, where the calling thread may make it, and is gone with `tun` again.
+pub(crate) fn attach_tap(tun: impl AsFd, name: &str) -> io::Result<()> {
+    // SAFETY: all-zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let last = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name[..last].iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = TAP as libc::c_short;
+    let tun = tun.as_fd().as_raw_fd();
+    // SAFETY: the request outlives the call, which reads and writes no more than it.
+    match unsafe { libc::ioctl(tun, libc::TUNSETIFF, &raw mut request) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether the tap that `tun` is attached to stays without it (`TUNGETIFF`).
+pub(crate) fn tap_stays(tun: impl AsFd) -> io::Result<bool> {
+    // SAFETY: all-zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let tun = tun.as_fd().as_raw_fd();
+    // SAFETY: the request outlives the call, which writes no more than it.
+    if unsafe { libc::ioctl(tun, libc::TUNGETIFF, &raw mut request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: this member is the one that the call has written.
+    let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+    Ok(flags & PERSISTENT != 0)
+}
+
 /// The version of the kernel's Landlock interface; 0 where there is none or it is switched off.
 pub(crate) fn landlock_abi() -> i32 {
     const VERSION: libc::c_uint = 1;
@@ -154,8 +191,6 @@ pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
 /// Listens on a vsock port of this guest.
 #[cfg(feature = "stub")]
 pub(crate) fn vsock_listener(port: u32) -> io::Result<OwnedFd> {
-    use std::os::fd::AsRawFd;
-
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     let (family, flags) = (AddressFamily::VSOCK, SocketFlags::CLOEXEC);
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;

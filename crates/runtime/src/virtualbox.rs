@@ -44,7 +44,7 @@ use crate::program::{Program, Wanted};
 use crate::ring::RingReader;
 use crate::watch::Watch;
 use crate::{
-    Channel, Error, ImageLayer, MachineDir, MachineSpec, Outside, Root, Runtime, RuntimeConfig,
+    Channel, Error, ImageLayer, MachineDir, MachineSpec, Outside, Root, Runtime, RuntimeConfig, tap,
 };
 use info::{Info, State};
 use machine::{Base, CHANNEL, LinkedClone};
@@ -519,6 +519,7 @@ impl Runtime for VirtualBox {
         spec: &MachineSpec,
         _image: &ImageLayer,
     ) -> Result<(), Error> {
+        tap::refuse(NAME, spec)?;
         self.program.check().await?;
         // Of an attempt whose directory is gone.
         Runtime::remove(self, spec).await?;
@@ -595,10 +596,12 @@ impl Runtime for VirtualBox {
             pause: true,
             memory_snapshot: false,
             live_resize: false,
+            network: false,
         }
     }
 
     async fn start(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Process, Error> {
+        tap::refuse(NAME, spec)?;
         self.program.check().await?;
         self.base()?;
         end_orphan(dir).await?;

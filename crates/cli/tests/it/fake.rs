@@ -470,7 +470,7 @@ async fn operation(State(fake): State<Fake>) -> Response {
 }
 
 fn runtimes() -> Value {
-    let can = |isolation: &str| json!({"isolation": isolation, "pause": true, "memory_snapshot": true, "live_resize": false});
+    let can = |isolation: &str| json!({"isolation": isolation, "pause": true, "memory_snapshot": true, "live_resize": false, "network": true});
     json!([
         {"name": "qemu", "usable": true, "version": "7.2", "acceleration": "tcg", "capabilities": can("emulation")},
         {"name": "firecracker", "usable": false, "reason": "not installed", "capabilities": can("hardware")},

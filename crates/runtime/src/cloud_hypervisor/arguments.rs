@@ -1,14 +1,14 @@
 //! Cloud Hypervisor's command line. Paths are relative to the machine's directory, the sockets that we make are
 //! descriptors, and each device that a guest can see has its id and its place on the bus.
 
-use super::{API_FD, EVENTS_FD};
+use super::{API_FD, EVENTS_FD, TAP_FD};
 use crate::vsock::{GUEST_CID, PORT};
-use crate::{MachineDir, MachineSpec, Nic, RuntimeConfig, kernel_line};
+use crate::{MachineDir, MachineSpec, Nic, RuntimeConfig, kernel_line, tap};
 
 /// The places on the PCI bus; 0 is the host bridge.
 const ROOT: u8 = 1;
 const MODULES: u8 = 2;
-// 3 is kept for the network card.
+const NIC: u8 = 3;
 const CHANNEL: u8 = 4;
 const RNG: u8 = 5;
 const BALLOON: u8 = 6;
@@ -75,9 +75,15 @@ fn devices(
     if has_modules {
         all.push(disk(MachineDir::MODULES, "modules", MODULES, "on"));
     }
-    match spec.nic {
+    match &spec.nic {
         // There is no user-mode network here: a card that reaches nothing is none.
         Nic::None | Nic::Restricted => {}
+        Nic::Tap { mac, .. } => {
+            let mac = tap::mac(mac);
+            // A queue for each direction. It may not set a size for the tap's packets, and reads it.
+            let card = format!("fd=[{TAP_FD}],mac={mac},num_queues=2,id=nic,pci_device_id={NIC}");
+            all.push(("net", card));
+        }
     }
     all.push((
         "vsock",
@@ -171,9 +177,20 @@ mod tests {
             balloon: true,
             ..RuntimeConfig::default()
         };
-        let with = devices(&spec(), &with, true);
+        let nic = Nic::Tap {
+            name: "hab12-7".into(),
+            mac: [0x06, 0, 0xac, 0x10, 0, 5],
+        };
+        let with = devices(&MachineSpec { nic, ..spec() }, &with, true);
+        assert_eq!(
+            with[2],
+            (
+                "net",
+                "fd=[5],mac=06:00:ac:10:00:05,num_queues=2,id=nic,pci_device_id=3".to_owned()
+            )
+        );
         let without = devices(&spec(), &RuntimeConfig::default(), false);
-        assert_eq!(without.len(), with.len() - 2);
+        assert_eq!(without.len(), with.len() - 3);
         assert!(without.iter().all(|device| with.contains(device)));
     }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::jail::Place;
 use super::{API_SOCKET, CHANNEL_SOCKET};
 use crate::vsock::{GUEST_CID, PORT};
-use crate::{MachineDir, MachineSpec, Nic, RuntimeConfig, kernel_line};
+use crate::{MachineDir, MachineSpec, Nic, RuntimeConfig, kernel_line, tap};
 
 /// The configuration's name among the VMM's own files.
 pub(super) const FILE: &str = "config.json";
@@ -37,6 +37,8 @@ struct Config {
     boot_source: BootSource,
     machine_config: Machine,
     drives: Vec<Drive>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    network_interfaces: Vec<Card>,
     vsock: Vsock,
     entropy: Entropy,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,6 +74,14 @@ struct Drive {
     cache_type: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     rate_limiter: Option<RateLimiter>,
+}
+
+/// It opens the tap by itself, and would make one that is missing if it might.
+#[derive(Debug, Serialize)]
+struct Card {
+    iface_id: &'static str,
+    host_dev_name: String,
+    guest_mac: String,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -141,10 +151,15 @@ pub(super) fn text(
     if has_modules {
         drives.push(drive("modules", MachineDir::MODULES, true));
     }
-    match spec.nic {
+    let network_interfaces = match &spec.nic {
         // There is no user-mode network here: a card that reaches nothing is none.
-        Nic::None | Nic::Restricted => {}
-    }
+        Nic::None | Nic::Restricted => Vec::new(),
+        Nic::Tap { name, mac } => vec![Card {
+            iface_id: "eth0",
+            host_dev_name: name.clone(),
+            guest_mac: tap::mac(mac),
+        }],
+    };
     let config = Config {
         boot_source: BootSource {
             kernel_image_path: MachineDir::KERNEL,
@@ -159,6 +174,7 @@ pub(super) fn text(
             huge_pages: config.huge_pages.then_some("2M"),
         },
         drives,
+        network_interfaces,
         vsock: Vsock {
             guest_cid: GUEST_CID,
             uds_path: format!("{}{CHANNEL_SOCKET}", place.own),
@@ -247,6 +263,21 @@ mod tests {
         assert_eq!(without["drives"][0], with["drives"][0]);
         let line = without["boot-source"]["boot_args"].as_str().unwrap();
         assert!(!line.contains("hutch.modules"), "{line}");
+    }
+
+    #[test]
+    fn a_tap_is_known_by_its_name() {
+        let nic = Nic::Tap {
+            name: "hab12-7".into(),
+            mac: [0x06, 0, 0xac, 0x10, 0, 5],
+        };
+        let spec = MachineSpec { nic, ..spec() };
+        let text = text(&spec, &RuntimeConfig::default(), Place::SHIM, true);
+        let config: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            config["network-interfaces"],
+            json!([{"iface_id": "eth0", "host_dev_name": "hab12-7", "guest_mac": "06:00:ac:10:00:05"}])
+        );
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! see has a fixed order and explicit names.
 
 use super::acceleration::Acceleration;
-use super::{AGENT_FD, EVENTS_FD, MONITOR_FD};
-use crate::{MachineDir, MachineSpec, Nic, kernel_line, sys};
+use super::{AGENT_FD, EVENTS_FD, MONITOR_FD, TAP_FD};
+use crate::{MachineDir, MachineSpec, Nic, kernel_line, sys, tap};
 
 /// MiB of translated code that TCG keeps. Its default is a gigabyte, which a guest fills in time; a kernel's boot
 /// and a busy user space stay below this.
@@ -99,7 +99,7 @@ fn devices(spec: &MachineSpec, has_modules: bool) -> Vec<(&'static str, String)>
             ),
         ));
     }
-    match spec.nic {
+    match &spec.nic {
         Nic::None => {}
         Nic::Restricted => {
             // `ipv6=off`: what `restrict` closes is tested for IPv4.
@@ -108,6 +108,14 @@ fn devices(spec: &MachineSpec, has_modules: bool) -> Vec<(&'static str, String)>
                 "device",
                 format!("virtio-net-device,id=nic,netdev=net,{}", bus(2)),
             ));
+        }
+        Nic::Tap { mac, .. } => {
+            // Without vhost the host's kernel reads no queue of the guest's.
+            all.push(("netdev", format!("tap,id=net,fd={TAP_FD},vhost=off")));
+            let mac = tap::mac(mac);
+            // A saved state goes on only where a tap can do what this one could, and UFO is what kernels differ in.
+            let card = "virtio-net-device,id=nic,netdev=net,mq=off,host_ufo=off,guest_ufo=off";
+            all.push(("device", format!("{card},mac={mac},{}", bus(2))));
         }
     }
     all.extend([
@@ -232,6 +240,21 @@ mod tests {
         assert_eq!(
             values(&all, "-netdev"),
             ["user,id=net,restrict=on,ipv6=off"]
+        );
+    }
+
+    #[test]
+    fn a_tap_is_a_descriptor_and_stands_where_any_card_does() {
+        let nic = Nic::Tap {
+            name: "hab12-7".into(),
+            mac: [0x06, 0, 0xac, 0x10, 0, 5],
+        };
+        let all = arguments(&MachineSpec { nic, ..spec() }, &TCG, true);
+        assert_eq!(values(&all, "-netdev"), ["tap,id=net,fd=6,vhost=off"]);
+        assert_eq!(
+            values(&all, "-device")[2],
+            "virtio-net-device,id=nic,netdev=net,mq=off,host_ufo=off,guest_ufo=off,mac=06:00:ac:10:00:05,\
+             bus=virtio-mmio-bus.2"
         );
     }
 

@@ -139,10 +139,10 @@ impl LinkedClone {
             "--cpus",
             &vcpu,
         ]);
-        let first = match spec.nic {
+        let first = match &spec.nic {
             Nic::None => "none",
-            // A card without a cable.
-            Nic::Restricted => "null",
+            // A card without a cable. Taps are refused before.
+            Nic::Restricted | Nic::Tap { .. } => "null",
         };
         modify.extend(words(["--nic1", first]));
         for card in info.cards.iter().filter(|card| **card != 1) {

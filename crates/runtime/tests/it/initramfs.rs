@@ -75,6 +75,16 @@ while read -r command argument; do
             ip route add default via 10.0.2.2
             if nc -w 3 $argument </dev/null >/dev/null; then echo reached; else echo unreachable; fi
             ;;
+        card) echo $(ip -o link show eth0) ;;
+        route)
+            set -- $argument
+            ip link set eth0 up
+            ip addr add $1/32 dev eth0
+            ip route add $2 dev eth0
+            ip route add default via $2
+            echo routed
+            ;;
+        echo) if ping -c 1 -W 20 $argument >/dev/null; then echo answered; else echo silent; fi ;;
         # As our PID 1 does it.
         poweroff)
             if grep -q hutch.end=reset /proc/cmdline; then

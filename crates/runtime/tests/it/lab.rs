@@ -352,6 +352,13 @@ impl Guest {
         line.trim().to_owned()
     }
 
+    /// Says a line and hears the answer to it.
+    pub async fn ask(&mut self, line: &str) -> String {
+        self.say(line).await;
+        let answer = tokio::time::timeout(GENEROUS, self.hear()).await;
+        answer.unwrap_or_else(|_| panic!("no answer to {line:?}"))
+    }
+
     /// Asks for an echo, passing over older ones.
     pub async fn ping(&mut self, word: &str) {
         self.say(&format!("ping {word}")).await;

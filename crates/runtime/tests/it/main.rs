@@ -9,6 +9,8 @@ mod faults;
 mod firecracker;
 mod initramfs;
 mod lab;
+mod network;
 mod proof;
 mod scripted;
+mod sys;
 mod virtualbox;
