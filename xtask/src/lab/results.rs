@@ -86,6 +86,8 @@ fn needs_kvm(name: &str) -> bool {
     let modules = [
         "conformance::",
         "confinement::",
+        "network::",
+        "clones::",
         "cloud_hypervisor::",
         "life::",
         "crash::",
@@ -127,7 +129,13 @@ impl Results {
     }
 
     fn is_required(&self, test: &Test<'_>) -> bool {
-        let of_all = ["conformance::", "confinement::", "life::"];
+        let of_all = [
+            "conformance::",
+            "confinement::",
+            "network::",
+            "clones::",
+            "life::",
+        ];
         of_all.iter().any(|module| test.name.starts_with(module))
             && self
                 .required

@@ -218,8 +218,8 @@ impl Lab {
             .unwrap()
     }
 
-    /// A conversation with the guest, which may still be booting.
-    pub async fn guest(&self) -> Guest {
+    /// A way to the guest, which may still be booting.
+    pub async fn connect(&self) -> Guest {
         let opened = async {
             loop {
                 match self.runtime.channel(&self.dir).await {
@@ -235,7 +235,12 @@ impl Lab {
         let Ok(stream) = tokio::time::timeout(GENEROUS, opened).await else {
             panic!("no channel; {}", self.last_words());
         };
-        let mut guest = Guest(BufReader::new(stream));
+        Guest(BufReader::new(stream))
+    }
+
+    /// A conversation with the guest, which may still be booting.
+    pub async fn guest(&self) -> Guest {
+        let mut guest = self.connect().await;
         // A guest that has not opened its end yet may lose what was sent before.
         let up = async {
             loop {

@@ -1,6 +1,7 @@
 //! What every runtime must do, on the stub always, on QEMU and Docker where there is one.
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod clones;
 mod cloud_hypervisor;
 mod confinement;
 mod conformance;
