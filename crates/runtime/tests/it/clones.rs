@@ -215,10 +215,14 @@ async fn answering(lab: &Lab) -> Guest {
     let answers = async {
         loop {
             let mut guest = lab.connect().await;
-            guest.say("ping up").await;
-            let heard = tokio::time::timeout(Duration::from_secs(1), guest.hear()).await;
-            if heard.is_ok_and(|heard| heard == "pong up") {
-                return guest;
+            // Not too few: one that is slow would be hung up on again and again.
+            for _ in 0..10 {
+                guest.say("ping up").await;
+                let heard = tokio::time::timeout(Duration::from_secs(1), guest.hear()).await;
+                if heard.is_ok_and(|heard| heard == "pong up") {
+                    guest.ping("settled").await;
+                    return guest;
+                }
             }
         }
     };
