@@ -13,7 +13,7 @@ use std::time::Duration;
 use hutch_runtime::MachineDir;
 use serde_json::{Value, json};
 
-use crate::lab::{GENEROUS, Guest, Lab};
+use crate::lab::{GENEROUS, Guest, Lab, runtime_with};
 use crate::{network, sys};
 
 /// Where a machine's memory and the state of its devices go.
@@ -36,10 +36,15 @@ macro_rules! clones {
 clones! { qemu firecracker cloud_hypervisor }
 
 async fn a_clone_is_on_its_own_tap(mut first: Lab) {
+    fs::create_dir(first.dir.file(SNAPSHOT)).unwrap();
+    give(&first, SNAPSHOT);
+    let program = first.runtime.probe().await.path.unwrap();
+    if first.runtime.name() == "cloud-hypervisor" {
+        may_write_snapshots(&mut first, &program);
+    }
     let (_process, mut guest) = network::on_a_tap(&mut first).await;
     network::meets_its_host(&mut guest).await;
     drop(guest);
-    give_dir(&first, SNAPSHOT);
     match first.runtime.name() {
         "qemu" => save_qemu(&first),
         "firecracker" => save_firecracker(&first).await,
@@ -51,7 +56,6 @@ async fn a_clone_is_on_its_own_tap(mut first: Lab) {
     network::tap(&first, tap);
     // The first one still has its tap, and its guest would answer to the same address.
     network::route_to(tap);
-    let program = first.runtime.probe().await.path.unwrap();
     let _vmm = match first.runtime.name() {
         "qemu" => load_qemu(&first, &second),
         "firecracker" => load_firecracker(&second, &program),
@@ -126,6 +130,18 @@ fn load_firecracker(lab: &Lab, program: &str) -> Vmm {
     vmm
 }
 
+/// Under Landlock it must be told at its start where it will write.
+fn may_write_snapshots(lab: &mut Lab, program: &str) {
+    let script = lab.dir.file("vmm.sh");
+    let rule = format!("--landlock-rules path={SNAPSHOT},access=rw");
+    let text = format!(
+        "#!/bin/sh\ncase \" $* \" in *' --landlock '*) set -- \"$@\" {rule} ;; esac\nexec {program} \"$@\"\n"
+    );
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    lab.runtime = runtime_with("cloud-hypervisor", |config| config.program = Some(script));
+}
+
 async fn save_cloud_hypervisor(lab: &Lab) {
     lab.runtime.pause(&lab.dir).await.unwrap();
     let into = json!({"destination_url": format!("file://./{SNAPSHOT}")});
@@ -195,11 +211,6 @@ fn clone_of(first: &Lab) -> Lab {
     fs::rename(first.dir.file(SNAPSHOT), second.dir.file(SNAPSHOT)).unwrap();
     give(&second, ".");
     second
-}
-
-fn give_dir(lab: &Lab, name: &str) {
-    fs::create_dir(lab.dir.file(name)).unwrap();
-    give(lab, name);
 }
 
 fn give(lab: &Lab, name: &str) {
