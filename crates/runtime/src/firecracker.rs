@@ -93,13 +93,16 @@ impl Firecracker {
         };
         let text = config::text(spec, &self.config, place, has_modules);
         let argv = argv.into_iter().chain(config::arguments(place)).collect();
+        let taps = LaunchTap::of(NAME, spec, None)?;
         Ok(Launch {
             user: spec.user.map(LaunchUser::with_kvm),
             own_dir: true,
             changes_user: jail.is_some(),
             links,
             files: BTreeMap::from([(format!("{own}/{}", config::FILE), text)]),
-            taps: LaunchTap::of(NAME, spec, None)?,
+            // A tap is found by its name where it is.
+            own_network: jail.is_some() && taps.is_empty(),
+            taps,
             open_files: OPEN_FILES,
             cgroup: Some(Limits::new(spec, &self.config, OVERHEAD_MIB, TASKS)),
             last_words: Some(end::HALTED.to_owned()),

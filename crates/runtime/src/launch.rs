@@ -78,6 +78,9 @@ pub(crate) struct Launch {
     pub(crate) affinity: Vec<u32>,
     /// Size of the rings, in bytes.
     pub(crate) console_bytes: u64,
+    /// Whether it gets a network namespace of its own, with nothing in it. For one that begins as root.
+    #[serde(default)]
+    pub(crate) own_network: bool,
     /// The end of a line of the console after which, when nothing follows, the VMM is killed. For one that does not end
     /// when its guest stops for ever.
     #[serde(default)]
@@ -104,6 +107,7 @@ impl Launch {
             cgroup: None,
             affinity: config.affinity.clone(),
             console_bytes: config.console_bytes,
+            own_network: false,
             last_words: None,
         }
     }

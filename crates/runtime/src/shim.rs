@@ -328,6 +328,7 @@ fn spawn(
                 .as_ref()
                 .filter(|_| !launch.changes_user)
                 .map(|user| (user.uid, user.gid, user.groups.clone())),
+            own_network: launch.own_network,
             limits: vec![(Resource::Core, 0), (Resource::Nofile, launch.open_files)],
             gains_privileges: launch.gains_privileges,
         },

@@ -12,7 +12,7 @@ use std::process::Command;
 
 use rustix::io::FdFlags;
 use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid};
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySet, UnshareFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -45,6 +45,8 @@ pub(crate) struct Child {
     pub(crate) keep: Vec<RawFd>,
     /// User, group and further groups, when they change.
     pub(crate) ids: Option<(u32, u32, Vec<u32>)>,
+    /// Whether it gets a network namespace of its own, with nothing in it: for that it must begin as root.
+    pub(crate) own_network: bool,
     /// Soft and hard limit alike.
     pub(crate) limits: Vec<(Resource, u64)>,
     /// Whether a later exec may give it privileges.
@@ -89,6 +91,10 @@ fn between_fork_and_exec(child: &Child, groups: &[Gid], parent: Pid) -> io::Resu
                 maximum: limit,
             },
         )?;
+    }
+    if child.own_network {
+        // SAFETY: shares and unshares no descriptors.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
     }
     if let Some((uid, gid, _)) = &child.ids {
         let (uid, gid) = (Uid::from_raw(*uid), Gid::from_raw(*gid));

@@ -156,6 +156,7 @@ fn spawn(cgroup: &Cgroup, program: &str, argument: &str) -> std::process::Child 
         gains_privileges: false,
         join: joints.iter().map(AsRawFd::as_raw_fd).collect(),
         keep: Vec::new(),
+        own_network: false,
         ids: None,
         // For a greedy one that has not joined.
         limits: vec![(Resource::As, 1 << 30)],

@@ -1,6 +1,6 @@
 //! Firecracker's jailer: a root directory of its own, made of hard links, with the few devices that it needs. It begins as
-//! root and changes to the machine's user by itself; cgroup and limits are the shim's affair, as everywhere. See
-//! Firecracker's `docs/jailer.md`.
+//! root and changes to the machine's user by itself; cgroup and limits are the shim's affair, as everywhere, and so is the
+//! empty network namespace of one without a tap. See Firecracker's `docs/jailer.md`.
 //!
 //! ```text
 //! run/vmm/PROGRAM/machine/root/    PROGRAM is the jailed program's file name

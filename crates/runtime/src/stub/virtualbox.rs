@@ -485,6 +485,7 @@ fn guest(home: &Home, vm: &Vm) -> Result<&'static str, Refusal> {
             join: Vec::new(),
             keep: vec![events.as_raw_fd()],
             ids: None,
+            own_network: false,
             limits: Vec::new(),
             gains_privileges: false,
         },

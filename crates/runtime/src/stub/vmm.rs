@@ -296,6 +296,7 @@ async fn run_agent(
             join: Vec::new(),
             keep: vec![fd],
             ids: None,
+            own_network: false,
             limits: Vec::new(),
             gains_privileges: false,
         },

@@ -27,6 +27,8 @@ struct Facts {
     modes: &'static [(&'static str, u32)],
     /// How many descriptors its shim has.
     shim_descriptors: usize,
+    /// Whether it has a network namespace of its own.
+    own_network: bool,
 }
 
 /// A VMM that gets its sockets from its shim and speaks QMP.
@@ -54,6 +56,7 @@ const QMP: Facts = Facts {
         ("run/qmp.sock", 0o600),
     ],
     shim_descriptors: 10,
+    own_network: false,
 };
 
 /// One test per row.
@@ -105,6 +108,7 @@ async fn jailed() {
         inherits: &[(0, "null"), (1, "pipe"), (2, "pipe")],
         opens: &["disk.raw", "kvm", "kvm-vm", "kvm-vcpu"],
         shim_descriptors: 8,
+        own_network: true,
         ..API
     };
     if let Some(lab) = Lab::jailed().await {
@@ -117,6 +121,8 @@ async fn is_confined(lab: Lab, facts: Facts) {
     lab.guest().await.ping("up").await;
     let (pid, shim) = (process.pid(), process.shim_pid().unwrap());
 
+    let network = |process| std::fs::read_link(format!("/proc/{process}/ns/net")).unwrap();
+    assert_eq!(network(pid) != network(shim), facts.own_network);
     assert_eq!(status(pid, "NoNewPrivs"), "1");
     assert_eq!(status(pid, "Seccomp"), facts.seccomp);
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
