@@ -10,14 +10,15 @@ use crate::command::{cargo, output};
 
 /// Which crate of ours may use which others of ours. Arrows point down; the leaves under the engine do not know each
 /// other.
-const BORDERS: [(&str, &[&str]); 14] = [
+const BORDERS: [(&str, &[&str]); 15] = [
     ("contract", &[]),
     ("guest", &["contract"]),
-    ("agent", &["guest"]),
+    ("agent", &["guest", "netlink"]),
     ("runtime", &["contract"]),
     ("image", &["contract"]),
     ("disk", &["contract"]),
-    ("net", &["contract"]),
+    ("netlink", &[]),
+    ("net", &["contract", "netlink"]),
     ("store", &["contract"]),
     (
         "engine",

@@ -1,7 +1,12 @@
-//! Networks of machines on the host: names and taps, and later addresses and firewall.
+//! Networks of machines on the host: names, taps, and the firewall that stands before them; later addresses.
 
 mod sys;
 
+pub mod cidr;
+pub mod elements;
+pub mod firewall;
+pub mod private;
+pub mod rules;
 pub mod tap;
 
 /// Longest name of a network interface, from `IFNAMSIZ` in `linux/if.h` without its NUL.

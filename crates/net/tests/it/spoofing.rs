@@ -1,0 +1,279 @@
+//! A machine can speak for nobody but itself.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use hutch_netlink::route;
+
+use crate::bed::{
+    Bed, GATEWAY, GATEWAY_MAC, GATEWAY6, HOST, MACHINE_MAC, PATIENCE, PUBLIC, PUBLIC6, carries,
+    config, datagram, in_own_network, machine,
+};
+use crate::frame::{self, Arp, Mac};
+
+const FRAMES: u32 = 2000;
+
+/// A small generator, so that a failure can be repeated (Marsaglia's xorshift).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[(self.roll() % all.len() as u64) as usize]
+    }
+
+    fn mac(&mut self) -> Mac {
+        let bytes = self.roll().to_le_bytes();
+        [2, bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]]
+    }
+}
+
+#[test]
+fn lies_reach_nobody_and_are_counted() {
+    in_own_network(|| {
+        let Some(mut bed) = Bed::new(config(true)) else {
+            return;
+        };
+        let (liar, victim) = (machine(1), machine(2));
+        let mut from = bed.machine(&liar);
+        let mut other = bed.machine(&victim);
+        let mut index = |name: &str| route::index(&mut bed.route, name).unwrap();
+        let links = [index(&liar.label), index(&victim.label), index("up0")];
+        let mut neighbours = || {
+            links.map(|link| {
+                let mut all = route::neighbours(&mut bed.route, link).unwrap();
+                all.sort();
+                all
+            })
+        };
+        let known = neighbours();
+        let mut dice = Dice(0x5eed_1234_5678_9abc);
+        let mut counted = 0;
+        for _ in 0..FRAMES {
+            let (frame, counts) = lie(&mut dice);
+            from.send(&frame);
+            counted += u64::from(counts);
+        }
+        // What is sent last arrives last.
+        let to = PUBLIC.into();
+        from.send(&datagram(&liar, to, b"honest"));
+        let mut before = Vec::new();
+        let honest = bed.world.until(PATIENCE, |frame| carries(frame, b"honest"));
+        assert!(honest.is_some());
+        before.extend(bed.world.drain());
+        before.extend(other.drain());
+        let bad = before
+            .iter()
+            .find(|frame| carries(frame, b"lie") || is_of_liar(frame));
+        assert_eq!(bad, None);
+        assert_eq!(neighbours(), known);
+        let counters = bed.firewall.counters().unwrap();
+        assert_eq!(counters[&liar.label].spoofed_packets, counted);
+        assert_eq!(counters[&victim.label].spoofed_packets, 0);
+        assert_eq!(counters[&liar.label].out_packets, 1);
+    });
+}
+
+/// Whether a frame has anything that only lies have.
+fn is_of_liar(frame: &[u8]) -> bool {
+    frame.windows(3).any(|bytes| bytes == b"lie")
+}
+
+/// A frame that the first machine must not send, and whether it is to be counted.
+fn lie(dice: &mut Dice) -> (Vec<u8>, bool) {
+    let own = machine(1);
+    let (own4, own6) = (own.ipv4, own.ipv6);
+    let to = dice.of(&[GATEWAY_MAC, [255; 6]]);
+    let random4 = Ipv4Addr::from_bits(dice.roll() as u32 & 0x7fff_ffff | 0x0100_0000);
+    let random6 = Ipv6Addr::from_bits(0xfd68 << 112 | u128::from(dice.roll()) << 32);
+    let others4 = [
+        machine(2).ipv4,
+        GATEWAY,
+        HOST,
+        PUBLIC,
+        Ipv4Addr::UNSPECIFIED,
+        random4,
+    ];
+    let others6 = [machine(2).ipv6, GATEWAY6, Ipv6Addr::UNSPECIFIED, random6];
+    let others4 = dice.of(&others4);
+    let others6 = dice.of(&others6);
+    let to4 = dice.of(&[PUBLIC, machine(2).ipv4, GATEWAY, HOST, Ipv4Addr::BROADCAST]);
+    let to6 = dice.of(&[PUBLIC6, machine(2).ipv6, GATEWAY6]);
+    let udp = frame::udp(
+        dice.roll() as u16 | 1024,
+        dice.of(&[53, 67, 80, 547]),
+        b"lie",
+    );
+    let v4 = |mac, source: Ipv4Addr, l4: &[u8], protocol| {
+        frame::ip(to, mac, source.into(), to4.into(), l4, protocol)
+    };
+    let v6 = |mac, source: Ipv6Addr, to6: Ipv6Addr, l4: &[u8]| {
+        let protocol = if l4[0] >= 128 {
+            frame::ICMPV6
+        } else {
+            frame::UDP
+        };
+        frame::ip(to, mac, source.into(), IpAddr::V6(to6), l4, protocol)
+    };
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    match dice.roll() % 12 {
+        0 => (v4(dice.mac(), own4, &udp, frame::UDP), true),
+        1 => (v4(MACHINE_MAC, others4, &udp, frame::UDP), true),
+        2 => {
+            let syn = frame::tcp(1000, 80, dice.roll() as u32, 0, 2);
+            (v4(MACHINE_MAC, others4, &syn, frame::TCP), true)
+        }
+        3 => (v6(dice.mac(), own6, to6, &udp), true),
+        4 => (v6(MACHINE_MAC, others6, to6, &udp), true),
+        5 => {
+            // Another's address, MAC, or frame.
+            let operation = dice.of(&[1, 2]);
+            let (outer, mac, address) = match dice.roll() % 3 {
+                0 => (MACHINE_MAC, MACHINE_MAC, others4),
+                1 => (MACHINE_MAC, dice.mac(), own4),
+                _ => (dice.mac(), MACHINE_MAC, own4),
+            };
+            let arp = Arp {
+                operation,
+                sender: (mac, address),
+                target: ([0; 6], dice.of(&[GATEWAY, machine(2).ipv4, address])),
+            };
+            (frame::arp(to, outer, &arp), true)
+        }
+        6 => {
+            // An advertisement for another's address, with the option that names a MAC.
+            let rest = [
+                &[0x60, 0, 0, 0][..],
+                &others6.octets(),
+                &[2, 1],
+                &dice.mac(),
+            ]
+            .concat();
+            let source = dice.of(&[own6, machine(1).link_local]);
+            (
+                v6(
+                    MACHINE_MAC,
+                    source,
+                    dice.of(&[GATEWAY6, all_nodes]),
+                    &frame::icmp(136, &rest),
+                ),
+                true,
+            )
+        }
+        7 => {
+            // A router advertisement, or a redirect.
+            let kind = dice.of(&[134, 137]);
+            let rest = [64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 0, 0, 0, 0, 9];
+            (
+                v6(
+                    MACHINE_MAC,
+                    machine(1).link_local,
+                    all_nodes,
+                    &frame::icmp(kind, &rest),
+                ),
+                true,
+            )
+        }
+        8 => {
+            let server = frame::udp(67, 68, b"lie: an offer");
+            (v4(MACHINE_MAC, own4, &server, frame::UDP), true)
+        }
+        9 => {
+            let server = frame::udp(547, 546, b"lie: an offer");
+            (v6(MACHINE_MAC, own6, to6, &server), true)
+        }
+        10 => {
+            // A VLAN other than none has no device here.
+            let inner = v4(MACHINE_MAC, others4, &udp, frame::UDP);
+            let vlan = (dice.roll() as u16 % 4094 + 1).to_be_bytes();
+            let tagged = [&vlan[..], &inner[12..]].concat();
+            (frame::ethernet(to, MACHINE_MAC, 0x8100, &tagged), false)
+        }
+        _ => {
+            // Spanning tree, LLDP, PPPoE, EAPOL, and what nobody knows.
+            let kind = dice.of(&[0x0027, 0x88cc, 0x8863, 0x888e, 0x1234]);
+            let to = dice.of(&[[1, 0x80, 0xc2, 0, 0, 0], [255; 6], GATEWAY_MAC]);
+            (
+                frame::ethernet(to, dice.mac(), kind, b"lie: not IP at all, and long enough"),
+                false,
+            )
+        }
+    }
+}
+
+#[test]
+fn a_machine_resolves_its_gateway() {
+    in_own_network(|| {
+        let Some(mut bed) = Bed::new(config(true)) else {
+            return;
+        };
+        let own = machine(1);
+        let mut tap = bed.machine(&own);
+        let question = Arp {
+            operation: 1,
+            sender: (own.mac, own.ipv4),
+            target: ([0; 6], GATEWAY),
+        };
+        tap.send(&frame::arp([255; 6], own.mac, &question));
+        let answer = tap.until(PATIENCE, |frame| frame[12..14] == [8, 6] && frame[21] == 2);
+        assert_eq!(answer.unwrap()[22..28], GATEWAY_MAC);
+        let solicited = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 1);
+        let rest = [&[0; 4][..], &GATEWAY6.octets(), &[1, 1], &own.mac].concat();
+        let solicitation = frame::icmp(135, &rest);
+        let mac = [0x33, 0x33, 0xff, 0, 0, 1];
+        let (source, to) = (own.link_local.into(), solicited.into());
+        tap.send(&frame::ip(
+            mac,
+            own.mac,
+            source,
+            to,
+            &solicitation,
+            frame::ICMPV6,
+        ));
+        let advertised = |frame: &[u8]| {
+            frame::read(frame)
+                .is_some_and(|(.., protocol, l4)| protocol == frame::ICMPV6 && l4[0] == 136)
+        };
+        assert!(tap.until(PATIENCE, advertised).is_some());
+        let counters = bed.firewall.counters().unwrap();
+        assert_eq!(counters[&own.label].spoofed_packets, 0);
+    });
+}
+
+#[test]
+fn a_tap_that_no_machine_has_is_denied_everything() {
+    in_own_network(|| {
+        let Some(mut bed) = Bed::new(config(true)) else {
+            return;
+        };
+        let (known, unknown) = (machine(1), machine(2));
+        let mut honest = bed.machine(&known);
+        let mut tap = bed.tap(&unknown);
+        let mut same = unknown.clone();
+        same.ipv4 = known.ipv4;
+        for to in [
+            PUBLIC.into(),
+            PUBLIC6.into(),
+            HOST.into(),
+            known.ipv4.into(),
+        ] {
+            tap.send(&datagram(&unknown, to, b"lie"));
+            if to.is_ipv4() {
+                tap.send(&datagram(&same, to, b"lie"));
+            }
+        }
+        honest.send(&datagram(&known, PUBLIC.into(), b"honest"));
+        let seen = bed.world.until(PATIENCE, |frame| {
+            carries(frame, b"honest") || is_of_liar(frame)
+        });
+        assert!(carries(&seen.unwrap(), b"honest"));
+        // The host says not even that it refuses.
+        assert!(!tap.drain().iter().any(|frame| is_of_liar(frame)));
+        assert!(!honest.drain().iter().any(|frame| is_of_liar(frame)));
+    });
+}

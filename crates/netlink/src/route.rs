@@ -1,0 +1,439 @@
+//! Links, addresses, routes and neighbours: `linux/rtnetlink.h`, `linux/if_link.h`, `linux/if_addr.h`,
+//! `linux/neighbour.h`.
+//!
+//! Functions make messages, so that several go to the kernel in one [`Socket::apply`].
+
+use std::net::IpAddr;
+
+use crate::attribute::{attributes, find, ne32, text};
+use crate::message::{CREATE, EXCLUSIVE, REPLACE};
+use crate::{Error, Message, Reply, Result, Socket};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNEIGH: u16 = 28;
+const RTM_GETNEIGH: u16 = 30;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const VETH_INFO_PEER: u16 = 1;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_STATS64: u16 = 23;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+const IFF_UP: u32 = 1;
+const IFNAMSIZ: usize = 16;
+
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_FLAGS: u16 = 8;
+/// An address that is used at once: nobody else has it, so nobody needs to be asked.
+const IFA_F_NODAD: u32 = 0x02;
+const SCOPE_UNIVERSE: u8 = 0;
+const SCOPE_LINK: u8 = 253;
+
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PREFSRC: u16 = 7;
+const RTN_UNICAST: u8 = 1;
+const RT_TABLE_MAIN: u8 = 254;
+/// The gateway is on this link, whatever the addresses say.
+const RTNH_F_ONLINK: u32 = 4;
+
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NUD_PERMANENT: u16 = 0x80;
+
+const AF_INET6: u16 = 10;
+
+/// The group of [`Socket::listening`] that tells of links.
+pub const LINK_EVENTS: u32 = 1;
+
+/// A link as the kernel shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Link {
+    /// Its number in this network namespace.
+    pub index: u32,
+    /// At most 15 bytes.
+    pub name: String,
+    /// Free text that whoever made it left, or nothing.
+    pub alias: String,
+    /// Whether it has been brought up; it may have no carrier.
+    pub up: bool,
+    /// Bytes of the largest packet.
+    pub mtu: u32,
+    /// Six bytes where it is an Ethernet device.
+    pub address: Vec<u8>,
+    /// Since it was made, as the host counts: what a tap receives, its machine sent.
+    pub counters: Counters,
+}
+
+/// Packets and bytes in both directions, seen from the host (`struct rtnl_link_stats64`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Counters {
+    pub received_packets: u64,
+    pub sent_packets: u64,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+}
+
+/// What changes about a link; `None` leaves it as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Change<'a> {
+    /// Up or down, after all else.
+    pub up: Option<bool>,
+    /// Bytes of the largest packet.
+    pub mtu: Option<u32>,
+    /// Its own MAC.
+    pub address: Option<[u8; 6]>,
+    /// Free text.
+    pub alias: Option<&'a str>,
+    /// Whether it gives itself no IPv6 link-local address.
+    pub no_own_ipv6: bool,
+}
+
+/// Of which kind a new link is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind<'a> {
+    /// A bridge without spanning tree.
+    Bridge,
+    /// One end of a cable whose other end has this name.
+    Veth(&'a str),
+}
+
+/// Makes a link. Taps are made by ioctl, not here.
+pub fn create(name: &str, kind: Kind<'_>) -> Message {
+    let flags = CREATE | EXCLUSIVE;
+    let mut message = Message::new("make a link", RTM_NEWLINK, flags, &link_header(0, 0, 0));
+    message.text(IFLA_IFNAME, name);
+    message.nest(IFLA_LINKINFO, |info| match kind {
+        Kind::Bridge => {
+            info.text(IFLA_INFO_KIND, "bridge");
+        }
+        Kind::Veth(peer) => {
+            info.text(IFLA_INFO_KIND, "veth");
+            info.nest(IFLA_INFO_DATA, |data| {
+                let mut other = link_header(0, 0, 0).to_vec();
+                let mut name = Message::new("", 0, 0, &[]);
+                name.text(IFLA_IFNAME, peer);
+                other.extend(name.body());
+                data.put(VETH_INFO_PEER, &other);
+            });
+        }
+    });
+    message
+}
+
+/// Changes a link.
+pub fn change(index: u32, change: &Change<'_>) -> Message {
+    let up = change.up.map_or(0, |up| if up { IFF_UP } else { 0 });
+    let mask = change.up.map_or(0, |_| IFF_UP);
+    let mut message = Message::new(
+        "change a link",
+        RTM_NEWLINK,
+        0,
+        &link_header(index, up, mask),
+    );
+    if let Some(address) = change.address {
+        message.put(IFLA_ADDRESS, &address);
+    }
+    if let Some(mtu) = change.mtu {
+        message.ne32(IFLA_MTU, mtu);
+    }
+    if let Some(alias) = change.alias {
+        message.put(IFLA_IFALIAS, alias.as_bytes());
+    }
+    if change.no_own_ipv6 {
+        message.nest(IFLA_AF_SPEC, |families| {
+            families.nest(AF_INET6, |ipv6| {
+                ipv6.put(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+            });
+        });
+    }
+    message
+}
+
+/// Removes a link, and with it its addresses, routes and neighbours.
+pub fn delete(index: u32) -> Message {
+    Message::new("remove a link", RTM_DELLINK, 0, &link_header(index, 0, 0))
+}
+
+/// The link of a name.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
+    if name.len() >= IFNAMSIZ {
+        return Ok(None);
+    }
+    let mut message = Message::new("find a link", RTM_GETLINK, 0, &link_header(0, 0, 0));
+    message.text(IFLA_IFNAME, name);
+    let reply = socket.get(&message)?;
+    Ok(reply.and_then(|reply| Link::read(&reply)))
+}
+
+/// All links whose names begin so, with their counters.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn links(socket: &mut Socket, prefix: &str) -> Result<Vec<Link>> {
+    let message = Message::new("list links", RTM_GETLINK, 0, &link_header(0, 0, 0));
+    let links = socket.dump(&message)?;
+    let links = links.iter().filter_map(Link::read);
+    Ok(links.filter(|link| link.name.starts_with(prefix)).collect())
+}
+
+/// Adds an address, or keeps it; it may be used at once (no duplicate address detection).
+pub fn add_address(index: u32, address: IpAddr, prefix: u8) -> Message {
+    let header = address_header(index, address, prefix);
+    let flags = CREATE | REPLACE;
+    let mut message = Message::new("add an address", RTM_NEWADDR, flags, &header);
+    put_address(&mut message, address);
+    if address.is_ipv6() {
+        message.ne32(IFA_FLAGS, IFA_F_NODAD);
+    }
+    message
+}
+
+/// Removes an address.
+pub fn delete_address(index: u32, address: IpAddr, prefix: u8) -> Message {
+    let header = address_header(index, address, prefix);
+    let mut message = Message::new("remove an address", RTM_DELADDR, 0, &header);
+    put_address(&mut message, address);
+    message
+}
+
+/// Addresses and prefix lengths of a link, without link-local ones.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn addresses(socket: &mut Socket, index: u32) -> Result<Vec<(IpAddr, u8)>> {
+    let message = Message::new("list addresses", RTM_GETADDR, 0, &[0; 8]);
+    let replies = socket.dump(&message)?;
+    let read = |reply: &Reply| {
+        let (header, rest) = reply.body.split_first_chunk::<8>()?;
+        let of = ne32(&header[4..])?;
+        if reply.kind != RTM_NEWADDR || of != index || header[3] == SCOPE_LINK {
+            return None;
+        }
+        let address = find(rest, IFA_LOCAL).or(find(rest, IFA_ADDRESS))?;
+        Some((ip(address)?, header[1]))
+    };
+    Ok(replies.iter().filter_map(read).collect())
+}
+
+/// A route of the main table to what is on a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Where to, and how many of its bits count.
+    pub to: (IpAddr, u8),
+    /// The link behind which it is.
+    pub link: u32,
+    /// Whom to hand packets to; without one, the destination itself is on the link.
+    pub gateway: Option<IpAddr>,
+    /// The address that the host's own packets come from.
+    pub source: Option<IpAddr>,
+    /// Who made it (`rtm_protocol`): ours are told from others' by it.
+    pub protocol: u8,
+}
+
+/// Adds a route, or replaces one to the same destination. The link must be up.
+pub fn add_route(route: &Route) -> Message {
+    route_message("add a route", RTM_NEWROUTE, CREATE | REPLACE, route)
+}
+
+/// Removes a route.
+pub fn delete_route(route: &Route) -> Message {
+    route_message("remove a route", RTM_DELROUTE, 0, route)
+}
+
+/// Routes of the main table that carry a protocol number.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn routes(socket: &mut Socket, protocol: u8) -> Result<Vec<Route>> {
+    let message = Message::new("list routes", RTM_GETROUTE, 0, &[0; 12]);
+    let replies = socket.dump(&message)?;
+    let read = |reply: &Reply| {
+        let (header, rest) = reply.body.split_first_chunk::<12>()?;
+        if reply.kind != RTM_NEWROUTE || header[4] != RT_TABLE_MAIN || header[5] != protocol {
+            return None;
+        }
+        let any = match header[0] {
+            2 => IpAddr::from([0; 4]),
+            _ => IpAddr::from([0; 16]),
+        };
+        Some(Route {
+            to: (find(rest, RTA_DST).map_or(Some(any), ip)?, header[1]),
+            link: ne32(find(rest, RTA_OIF)?)?,
+            gateway: find(rest, RTA_GATEWAY).and_then(ip),
+            source: find(rest, RTA_PREFSRC).and_then(ip),
+            protocol,
+        })
+    };
+    Ok(replies.iter().filter_map(read).collect())
+}
+
+/// Says for good which MAC an address on a link has; no packet changes it.
+pub fn add_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> Message {
+    let mut header = vec![family(address), 0, 0, 0];
+    header.extend(index.to_ne_bytes());
+    header.extend(NUD_PERMANENT.to_ne_bytes());
+    header.extend([0, RTN_UNICAST]);
+    let flags = CREATE | REPLACE;
+    let mut message = Message::new("add a neighbour", RTM_NEWNEIGH, flags, &header);
+    message.put(NDA_DST, &octets(address)).put(NDA_LLADDR, &mac);
+    message
+}
+
+/// Addresses on a link whose MAC the host knows, in no order, learned ones too.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn neighbours(socket: &mut Socket, index: u32) -> Result<Vec<(IpAddr, Vec<u8>)>> {
+    let message = Message::new("list neighbours", RTM_GETNEIGH, 0, &[0; 12]);
+    let replies = socket.dump(&message)?;
+    let read = |reply: &Reply| {
+        let (header, rest) = reply.body.split_first_chunk::<12>()?;
+        let ours = reply.kind == RTM_NEWNEIGH && ne32(&header[4..8])? == index;
+        let mac = find(rest, NDA_LLADDR)?.to_vec();
+        ours.then_some((ip(find(rest, NDA_DST)?)?, mac))
+    };
+    Ok(replies.iter().filter_map(read).collect())
+}
+
+impl Link {
+    fn read(reply: &Reply) -> Option<Self> {
+        let (header, rest) = reply.body.split_first_chunk::<16>()?;
+        if reply.kind != RTM_NEWLINK {
+            return None;
+        }
+        let mut link = Self {
+            index: ne32(&header[4..8])?,
+            up: ne32(&header[8..12])? & IFF_UP != 0,
+            ..Self::default()
+        };
+        for (kind, value) in attributes(rest) {
+            match kind {
+                IFLA_IFNAME => link.name = text(value),
+                IFLA_IFALIAS => link.alias = text(value),
+                IFLA_MTU => link.mtu = ne32(value)?,
+                IFLA_ADDRESS => link.address = value.to_vec(),
+                IFLA_STATS64 => link.counters = Counters::read(value)?,
+                _ => {}
+            }
+        }
+        Some(link)
+    }
+}
+
+impl Counters {
+    fn read(value: &[u8]) -> Option<Self> {
+        let number = |index: usize| {
+            let bytes = value.get(index * 8..)?.first_chunk()?;
+            Some(u64::from_ne_bytes(*bytes))
+        };
+        Some(Self {
+            received_packets: number(0)?,
+            sent_packets: number(1)?,
+            received_bytes: number(2)?,
+            sent_bytes: number(3)?,
+        })
+    }
+}
+
+fn link_header(index: u32, flags: u32, mask: u32) -> [u8; 16] {
+    let mut header = [0; 16];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[8..12].copy_from_slice(&flags.to_ne_bytes());
+    header[12..16].copy_from_slice(&mask.to_ne_bytes());
+    header
+}
+
+fn address_header(index: u32, address: IpAddr, prefix: u8) -> Vec<u8> {
+    let local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let scope = if local { SCOPE_LINK } else { SCOPE_UNIVERSE };
+    let mut header = vec![family(address), prefix, 0, scope];
+    header.extend(index.to_ne_bytes());
+    header
+}
+
+fn put_address(message: &mut Message, address: IpAddr) {
+    message.put(IFA_LOCAL, &octets(address));
+    message.put(IFA_ADDRESS, &octets(address));
+}
+
+fn route_message(what: &'static str, kind: u16, flags: u16, route: &Route) -> Message {
+    let (to, prefix) = route.to;
+    let scope = match (to, route.gateway) {
+        (IpAddr::V4(_), None) => SCOPE_LINK,
+        _ => SCOPE_UNIVERSE,
+    };
+    let mut header = vec![family(to), prefix, 0, 0];
+    header.extend([RT_TABLE_MAIN, route.protocol, scope, RTN_UNICAST]);
+    let onlink = route.gateway.map_or(0, |_| RTNH_F_ONLINK);
+    header.extend(onlink.to_ne_bytes());
+    let mut message = Message::new(what, kind, flags, &header);
+    if prefix > 0 {
+        message.put(RTA_DST, &octets(to));
+    }
+    message.ne32(RTA_OIF, route.link);
+    if let Some(gateway) = route.gateway {
+        message.put(RTA_GATEWAY, &octets(gateway));
+    }
+    if let Some(source) = route.source {
+        message.put(RTA_PREFSRC, &octets(source));
+    }
+    message
+}
+
+fn family(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 2,
+        IpAddr::V6(_) => 10,
+    }
+}
+
+pub(crate) fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+pub(crate) fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(bytes) = <[u8; 4]>::try_from(bytes) {
+        return Some(bytes.into());
+    }
+    Some(<[u8; 16]>::try_from(bytes).ok()?.into())
+}
+
+/// The number of the link of a name.
+///
+/// # Errors
+/// There is none (`ENODEV`), or the kernel's refusal.
+pub fn index(socket: &mut Socket, name: &str) -> Result<u32> {
+    let none = || Error::Refused {
+        what: "find a link",
+        errno: rustix::io::Errno::NODEV,
+        said: name.to_owned(),
+    };
+    link(socket, name)?.map(|link| link.index).ok_or_else(none)
+}
