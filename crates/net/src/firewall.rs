@@ -188,10 +188,17 @@ impl Firewall {
         self.swap(changes)?;
         self.base.remove(label);
         self.last.remove(label);
-        let all = conntrack::delete_all(mark(self.config.number, machine.slot));
-        self.conntrack
-            .apply(&[all])
-            .map_err(|source| self.failed(source))
+        self.forget_connections(machine.slot)
+    }
+
+    /// Forgets the connections of a slot: for one whose machine went while nobody looked.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn forget_connections(&mut self, slot: u16) -> Result<()> {
+        let all = conntrack::delete_all(mark(self.config.number, slot));
+        let done = self.conntrack.apply(&[all]);
+        done.map_err(|source| self.failed(source))
     }
 
     /// Gives a machine another policy, which holds for the next packet, and ends the connections that it denies.
@@ -331,29 +338,30 @@ impl Firewall {
             .for_each(|elements| self.delete(&mut batch, elements));
         new.iter()
             .for_each(|elements| self.insert(&mut batch, elements));
-        let before = self.machines.clone();
+        let mut before = Vec::new();
         for (label, machine) in changes {
-            match machine {
-                Some(machine) => drop(self.machines.insert(label, machine)),
-                None => drop(self.machines.remove(&label)),
-            }
+            before.push((label.clone(), self.replace(label, machine)));
         }
-        let mut done = match self.nft.commit(&batch, None) {
+        let done = match self.nft.commit(&batch, None) {
             Ok(()) => self.changed_once(),
             // Refused since the tables are not what we remember, or unknown what became of it.
             Err(_) => self.rebuild(),
         };
         if done.is_err() {
-            self.machines = before;
             self.sound = None;
-        }
-        if let Err(Error::Kernel { source, .. }) = &done
-            && source.errno() == Some(rustix::io::Errno::PERM)
-        {
-            let table = self.config.rules.table();
-            done = Err(Error::Owned { table });
+            for (label, machine) in before {
+                self.replace(label, machine);
+            }
         }
         done
+    }
+
+    /// Remembers a machine, or forgets one; returns what was remembered.
+    fn replace(&mut self, label: String, machine: Option<Machine>) -> Option<Machine> {
+        match machine {
+            Some(machine) => self.machines.insert(label, machine),
+            None => self.machines.remove(&label),
+        }
     }
 
     fn delete(&self, batch: &mut Batch, elements: &Elements) {

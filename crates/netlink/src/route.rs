@@ -27,6 +27,11 @@ const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_TUN_OWNER: u16 = 1;
+const IFLA_TUN_TYPE: u16 = 3;
+const IFLA_TUN_PERSIST: u16 = 6;
+/// `IFF_TAP`, beside 1 for a tun.
+const TYPE_TAP: u8 = 2;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_STATS64: u16 = 23;
@@ -73,12 +78,27 @@ pub struct Link {
     pub alias: String,
     /// Whether it has been brought up; it may have no carrier.
     pub up: bool,
+    /// The driver's word for what it is; hardware has none.
+    pub kind: String,
+    /// For those of the tun driver.
+    pub tun: Option<Tun>,
     /// Bytes of the largest packet.
     pub mtu: u32,
     /// Six bytes where it is an Ethernet device.
     pub address: Vec<u8>,
     /// Since it was made, as the host counts: what a tap receives, its machine sent.
     pub counters: Counters,
+}
+
+/// An interface whose packets a program reads and writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tun {
+    /// Whether it has Ethernet frames, and not only IP packets.
+    pub is_tap: bool,
+    /// Whether it stays when nobody has it open.
+    pub is_persistent: bool,
+    /// The user who may open it without privilege.
+    pub owner: Option<u32>,
 }
 
 /// Packets and bytes in both directions, seen from the host (`struct rtnl_link_stats64`).
@@ -331,6 +351,10 @@ impl Link {
             match kind {
                 IFLA_IFNAME => link.name = text(value),
                 IFLA_IFALIAS => link.alias = text(value),
+                IFLA_LINKINFO => {
+                    link.kind = text(find(value, IFLA_INFO_KIND).unwrap_or_default());
+                    link.tun = (link.kind == "tun").then(|| Tun::read(value));
+                }
                 IFLA_MTU => link.mtu = ne32(value)?,
                 IFLA_ADDRESS => link.address = value.to_vec(),
                 IFLA_STATS64 => link.counters = Counters::read(value)?,
@@ -338,6 +362,18 @@ impl Link {
             }
         }
         Some(link)
+    }
+}
+
+impl Tun {
+    fn read(info: &[u8]) -> Self {
+        let data = find(info, IFLA_INFO_DATA).unwrap_or_default();
+        let byte = |kind| find(data, kind).and_then(|value| value.first().copied());
+        Self {
+            is_tap: byte(IFLA_TUN_TYPE) == Some(TYPE_TAP),
+            is_persistent: byte(IFLA_TUN_PERSIST) == Some(1),
+            owner: find(data, IFLA_TUN_OWNER).and_then(ne32),
+        }
     }
 }
 
@@ -436,4 +472,52 @@ pub fn index(socket: &mut Socket, name: &str) -> Result<u32> {
         said: name.to_owned(),
     };
     link(socket, name)?.map(|link| link.index).ok_or_else(none)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_answer_that_is_cut_off_says_less_and_breaks_nothing() {
+        let mut message = Message::new("", RTM_NEWLINK, 0, &link_header(7, IFF_UP, 0));
+        message.text(IFLA_IFNAME, "tap7");
+        message.nest(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_KIND, "tun");
+            info.nest(IFLA_INFO_DATA, |data| {
+                data.ne32(IFLA_TUN_OWNER, 7).put(IFLA_TUN_TYPE, &[TYPE_TAP]);
+                data.put(IFLA_TUN_PERSIST, &[1]);
+            });
+        });
+        let read = |length: usize| {
+            let body = message.body()[..length].to_vec();
+            Link::read(&Reply {
+                kind: RTM_NEWLINK,
+                body,
+            })
+        };
+        let whole = message.body().len();
+        let tap = Tun {
+            is_tap: true,
+            is_persistent: true,
+            owner: Some(7),
+        };
+        let link = read(whole).unwrap();
+        assert_eq!(
+            (link.index, &link.name[..], link.tun),
+            (7, "tap7", Some(tap))
+        );
+        // Four bytes of padding and what is before them are the last value.
+        for end in 0..whole - 4 {
+            assert_ne!(read(end).and_then(|link| link.tun), Some(tap), "{end}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_answer_is_read(body: Vec<u8>) {
+            let _ = Link::read(&Reply { kind: RTM_NEWLINK, body });
+        }
+    }
 }

@@ -198,7 +198,7 @@ impl Socket {
             let flags = if index == acknowledged_one { ACK } else { 0 };
             message.write(self.sequence, REQUEST | flags, &mut bytes)?;
         }
-        let _ = self.drain(|_| {});
+        self.discard();
         self.send(&bytes)?;
         let (mut refusal, mut done) = (None, false);
         self.drain(|received| {
@@ -229,6 +229,11 @@ impl Socket {
             messages(&self.buffer[..length]).for_each(|received| each(&received));
         }
         Ok(())
+    }
+
+    /// Passes over everything that is queued: who only wants to be woken by events has nothing to read in them.
+    pub fn discard(&mut self) {
+        while !matches!(self.receive(), Ok(None) | Err(Error::Socket(_))) {}
     }
 
     /// Waits until there is something to read; false after `patience`, or when a signal came.

@@ -5,6 +5,7 @@
 mod bed;
 mod frame;
 mod keeping;
+mod links;
 mod policy;
 mod rules;
 mod spoofing;

@@ -262,7 +262,7 @@ fn the_host_is_closed_but_for_echo_and_its_resolver() {
         };
         let own = machine(1);
         let mut tap = bed.machine(&own);
-        let mut send = |tap: &mut Wire, to: IpAddr, port: u16, payload: &[u8]| {
+        let send = |tap: &mut Wire, to: IpAddr, port: u16, payload: &[u8]| {
             let source = if to.is_ipv4() {
                 own.ipv4.into()
             } else {
