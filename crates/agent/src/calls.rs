@@ -11,10 +11,11 @@ use hutch_guest::{limits, pb};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::agent::Agent;
+use crate::dial;
 use crate::files;
 use crate::process::output::{Event, Reader};
 use crate::process::ring;
@@ -40,6 +41,8 @@ pub struct Connection {
     over: Arc<Notify>,
     /// No further calls, those in flight may end.
     close: Notify,
+    /// Places for connections into the machine.
+    dials: Arc<Semaphore>,
 }
 
 impl Connection {
@@ -50,6 +53,7 @@ impl Connection {
             greeted: AtomicBool::new(false),
             over: Arc::new(Notify::new()),
             close: Notify::new(),
+            dials: Arc::new(Semaphore::new(limits::DIALS as usize)),
         })
     }
 
@@ -116,6 +120,7 @@ fn answer<T>(result: Result<T, Status>) -> Reply<T> {
 #[tonic::async_trait]
 impl pb::agent_server::Agent for Connection {
     type AttachStream = Pin<Box<dyn Stream<Item = Result<pb::OutputEvent, Status>> + Send>>;
+    type DialStream = dial::Replies;
     type ReadFileStream = Pin<Box<dyn Stream<Item = Result<pb::FileData, Status>> + Send>>;
 
     async fn hello(&self, _: Request<pb::HelloRequest>) -> Reply<pb::HelloReply> {
@@ -281,6 +286,20 @@ impl pb::agent_server::Agent for Connection {
         let path = self.path(&request.path)?;
         let make = move || files::make_dir(&path, request.mode, request.parents);
         answer(files::blocking(make).await.map(|()| pb::MakeDirReply {}))
+    }
+
+    async fn dial(&self, request: Request<Streaming<pb::DialRequest>>) -> Reply<Self::DialStream> {
+        self.configured()?;
+        let place = self.dials.clone().try_acquire_owned();
+        let place = place.map_err(|_| {
+            Status::resource_exhausted(format!("{} connections are open already", limits::DIALS))
+        })?;
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.and_then(|message| message.part);
+        let Some(pb::dial_request::Part::Open(open)) = first else {
+            return Err(Status::invalid_argument("the first message must be open"));
+        };
+        answer(dial::dial(&open, requests, place).await)
     }
 }
 

@@ -14,6 +14,7 @@ mod accounts;
 mod agent;
 mod calls;
 mod channel;
+mod dial;
 mod error;
 mod files;
 mod init;

@@ -26,3 +26,5 @@ pub const REMOVE: Duration = Duration::from_secs(120);
 pub const MAKE_DIR: Duration = Duration::from_secs(15);
 /// A guest that takes no more of a file being written, or does not confirm it once it has all.
 pub const WRITE_STALL: Duration = Duration::from_secs(60);
+/// Until a connection inside the machine stands, the wait for one of its places included; the agent gives up before.
+pub const DIAL: Duration = Duration::from_secs(15);

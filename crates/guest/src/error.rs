@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Most bytes of a guest's text that an error keeps.
-const TEXT: usize = 1024;
+pub(crate) const TEXT: usize = 1024;
 
 /// Why a call to a guest did not give what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +46,24 @@ pub enum Error {
         /// The guest's words, at most 1 KiB, control characters escaped.
         message: String,
     },
+    /// The agent was made before this call was.
+    #[error(
+        "the agent in the machine does not know {call}: it is of generation {has}, not {needs}"
+    )]
+    TooOld {
+        /// The call, as named in the schema.
+        call: &'static str,
+        /// The agent's generation.
+        has: u32,
+        /// The one that brought the call.
+        needs: u32,
+    },
+    /// As many of these calls as may be are going on, and none ended in time.
+    #[error("{limit} connections into the machine are open already")]
+    Crowded {
+        /// How many may be.
+        limit: u32,
+    },
     /// What the caller wanted to send could not be had.
     #[error("read what {call} sends")]
     Source {
@@ -77,6 +95,10 @@ pub enum Kind {
     Exhausted,
     /// This agent does not know the call.
     Unsupported,
+    /// Nothing listens on the port that was dialled.
+    NothingListens,
+    /// The guest has no way to the address that was dialled.
+    Unreachable,
     /// A fault of the guest.
     Internal,
 }
@@ -90,6 +112,8 @@ impl Error {
             Self::Timeout { .. } => Kind::Timeout,
             Self::Protocol { .. } => Kind::Internal,
             Self::Refused { kind, .. } => *kind,
+            Self::TooOld { .. } => Kind::Unsupported,
+            Self::Crowded { .. } => Kind::Exhausted,
             Self::Source { .. } => Kind::Invalid,
         }
     }
@@ -102,7 +126,8 @@ impl Error {
             Self::Protocol { .. } => Some(
                 "the agent in the machine is damaged or was replaced; recreate the machine".into(),
             ),
-            Self::Refused {
+            Self::TooOld { .. }
+            | Self::Refused {
                 kind: Kind::Unsupported,
                 ..
             } => Some("the machine runs an older agent; recreate it from a newer image".into()),

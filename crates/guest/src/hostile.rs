@@ -20,8 +20,11 @@ use crate::{limits, pb};
 #[non_exhaustive]
 pub enum Behaviour {
     /// Any process writes `out` and `err` and exits with 3, but the one called `endless` writes for ever and the one
-    /// called `quiet` never ends. A file `/zeros/N` has N zeros. The directory has the entries `a` and `b`.
+    /// called `quiet` never ends. A file `/zeros/N` has N zeros. The directory has the entries `a` and `b`. A connection
+    /// to port 7 echoes, to 19 sends for ever, to any other says that nothing listens.
     Honest,
+    /// Hello: generation 1, which has no Dial.
+    GenerationOne,
     /// Takes everything, says nothing.
     Silent,
     /// Does not even read.
@@ -68,6 +71,16 @@ pub enum Behaviour {
     PathsAsNames,
     /// Refuses with a text full of control characters.
     RudeRefusal,
+    /// A connection brings data before it stands.
+    DialsEarly,
+    /// A connection that stands, then neither takes nor gives anything.
+    DialsDeaf,
+    /// A connection ends without an end.
+    DialsNoEnd,
+    /// A connection brings empty data.
+    DialsEmpty,
+    /// A connection stands twice.
+    DialsTwice,
 }
 
 /// Serves one stream with a new [`Double`] until the stream ends.
@@ -251,10 +264,15 @@ fn entry(name: &'static str, size: u64) -> pb::FileInfo {
 #[tonic::async_trait]
 impl Agent for Double {
     type AttachStream = BoxStream<'static, Result<pb::OutputEvent, Status>>;
+    type DialStream = BoxStream<'static, Result<pb::DialReply, Status>>;
     type ReadFileStream = BoxStream<'static, Result<pb::FileData, Status>>;
 
     async fn hello(&self, _: Request<pb::HelloRequest>) -> Reply<pb::HelloReply> {
-        let zero = self.is(Behaviour::GenerationZero);
+        let generation = match self.behaviour {
+            Behaviour::GenerationZero => 0,
+            Behaviour::GenerationOne => 1,
+            _ => limits::GENERATION,
+        };
         let nonce = if self.is(Behaviour::HugeNonce) {
             512 * 1024
         } else {
@@ -262,7 +280,7 @@ impl Agent for Double {
         };
         let raw = self.is(Behaviour::RawText);
         Ok(Response::new(pb::HelloReply {
-            generation: if zero { 0 } else { limits::GENERATION },
+            generation,
             boot_nonce: vec![7; nonce].into(),
             agent_version: if raw { "\u{1b}[2J" } else { "double" }.into(),
             kernel_release: "6.1".into(),
@@ -464,4 +482,65 @@ impl Agent for Double {
         self.misbehave().await?;
         Ok(Response::new(Default::default()))
     }
+
+    async fn dial(&self, request: Request<Streaming<pb::DialRequest>>) -> Reply<Self::DialStream> {
+        use pb::{dial_reply::Part, dial_request};
+        self.misbehave().await?;
+        if self.is(Behaviour::GenerationOne) {
+            return Err(Status::unimplemented("an old agent"));
+        }
+        let mut requests = request.into_inner();
+        let Some(dial_request::Part::Open(open)) =
+            requests.message().await?.and_then(|message| message.part)
+        else {
+            return Err(Status::invalid_argument("no port is named"));
+        };
+        let reply = |part| Ok(pb::DialReply { part: Some(part) });
+        let opened = reply(Part::Opened(pb::DialOpened {}));
+        let data = move |length| reply(Part::Data(vec![b'y'; length].into()));
+        let first = match (self.behaviour, open.port) {
+            (Behaviour::DialsEarly, _) => vec![data(1)],
+            (Behaviour::DialsNoEnd, _) => vec![opened, data(1)],
+            (Behaviour::DialsEmpty, _) => vec![opened, data(0)],
+            (Behaviour::DialsTwice, _) => vec![opened.clone(), opened],
+            (Behaviour::HugeReplies, _) => vec![opened, data(limits::STREAM_MESSAGE)],
+            (Behaviour::DialsDeaf, _) => {
+                // Holds the call's other direction open too.
+                let silence = stream::pending().inspect(move |()| {
+                    let _held = &requests;
+                });
+                let silence = silence.map(|()| Err(Status::internal("never")));
+                return Ok(Response::new(stream::iter([opened]).chain(silence).boxed()));
+            }
+            (_, 7) => return Ok(Response::new(echo(requests).boxed())),
+            (_, 19) => {
+                let endless = stream::repeat_with(move || data(limits::CHUNK));
+                return Ok(Response::new(stream::iter([opened]).chain(endless).boxed()));
+            }
+            _ => vec![reply(Part::Failed(pb::DialFailed {
+                reason: pb::dial_failed::Reason::Refused.into(),
+                message: "connection\nrefused".into(),
+            }))],
+        };
+        Ok(Response::new(stream::iter(first).boxed()))
+    }
+}
+
+/// Answers with what it gets, and ends when that has ended.
+fn echo(
+    requests: Streaming<pb::DialRequest>,
+) -> impl futures::Stream<Item = Result<pb::DialReply, Status>> {
+    use pb::{dial_reply::Part, dial_request};
+    let opened = pb::DialReply {
+        part: Some(Part::Opened(pb::DialOpened {})),
+    };
+    let echoed = requests.map(|request| {
+        let part = match request?.part {
+            Some(dial_request::Part::Data(data)) => Part::Data(data),
+            Some(dial_request::Part::End(_)) => Part::End(pb::DialEnd {}),
+            _ => return Err(Status::invalid_argument("neither data nor an end")),
+        };
+        Ok(pb::DialReply { part: Some(part) })
+    });
+    stream::iter([Ok(opened)]).chain(echoed)
 }

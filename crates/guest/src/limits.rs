@@ -1,7 +1,9 @@
 //! The numbers that host and agent share, and nothing else. A change here must still work against released agents.
 
 /// The newest protocol generation that this code knows. Generation 0 does not exist.
-pub const GENERATION: u32 = 1;
+pub const GENERATION: u32 = 2;
+/// The generation that brought `Dial`.
+pub const GENERATION_DIAL: u32 = 2;
 
 /// HTTP/2 window of one stream, in bytes.
 ///
@@ -12,6 +14,8 @@ pub const STREAM_WINDOW: u32 = 64 * 1024;
 pub const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// Calls in flight on one connection; further ones wait on the host.
 pub const STREAMS: u32 = 128;
+/// Of these, connections into the machine: what forwards ports must leave room for commands and files.
+pub const DIALS: u32 = 64;
 /// Largest HTTP/2 frame payload, in bytes.
 pub const HTTP2_FRAME: u32 = 16 * 1024;
 /// Bytes of one stream that may wait unsent in the sender.
@@ -33,3 +37,4 @@ pub const PENDING_RESETS: usize = 4096;
 
 // Every stream may fill its window without using up the connection's.
 const _: () = assert!(STREAMS * STREAM_WINDOW <= CONNECTION_WINDOW);
+const _: () = assert!(DIALS < STREAMS);

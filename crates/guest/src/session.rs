@@ -3,6 +3,7 @@
 //! in another incarnation of the machine.
 
 mod call;
+mod dial;
 mod file;
 mod identity;
 mod process;
@@ -18,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 
 pub use crate::error::{Error, Kind, Result};
+pub use dial::DialStream;
 pub use file::{DirPage, FileInfo, FileKind, FileStream, WriteFile};
 pub use identity::{Address, Configure, Hello, ShutdownMode, Unapplied};
 pub use process::{
@@ -38,6 +40,7 @@ struct Inner {
     wire: Wire,
     hello: Hello,
     slots: Arc<Semaphore>,
+    dials: Arc<Semaphore>,
     connection: Connection,
 }
 
@@ -82,6 +85,7 @@ impl Session {
                     wire,
                     hello,
                     slots: Arc::new(Semaphore::new(limits::STREAMS as usize)),
+                    dials: Arc::new(Semaphore::new(limits::DIALS as usize)),
                     connection,
                 }),
             })

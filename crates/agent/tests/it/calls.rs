@@ -21,7 +21,7 @@ async fn nothing_works_before_hello_and_configure() {
         .into_inner();
     assert_eq!(
         (hello.generation, hello.configured, hello.quiesced),
-        (1, false, false)
+        (hutch_guest::limits::GENERATION, false, false)
     );
     assert_eq!(hello.boot_nonce.len(), 16);
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();

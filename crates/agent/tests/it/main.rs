@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod calls;
+mod dial;
 mod files;
 mod harness;
 mod output;

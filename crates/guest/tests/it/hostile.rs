@@ -113,6 +113,7 @@ async fn a_guest_that_never_answers_ends_each_call_at_its_deadline() {
     timeout(session.list_dir("/", b"", 10).await.map(drop));
     timeout(session.remove("/a", false).await);
     timeout(session.make_dir("/a", 0, false).await);
+    timeout(session.dial("", 7).await.map(drop));
     assert!(!session.is_closed());
 
     let session = victim(Behaviour::StallsUpload).await;

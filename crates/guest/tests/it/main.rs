@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 
+mod dial;
 mod hostile;
 mod link;
 mod port;
