@@ -126,6 +126,14 @@ pub enum Error {
         /// The machine.
         name: String,
     },
+    /// No program in the machine takes connections there.
+    #[error("nothing listens on port {port} of machine `{name}`")]
+    NothingListens {
+        /// The machine.
+        name: String,
+        /// The port.
+        port: u16,
+    },
     /// It took too long.
     #[error("{what} took longer than {limit_ms} ms")]
     Timeout {
@@ -266,6 +274,7 @@ impl Error {
             Error::RuntimeUnusable { .. }
             | Error::NoRuntime { .. }
             | Error::AgentSilent { .. }
+            | Error::NothingListens { .. }
             | Error::EndedWhileBooting { .. }
             | Error::NoKernel { .. }
             | Error::Interrupted => Kind::Unavailable,
@@ -335,6 +344,7 @@ impl Error {
             Error::Unable { .. } => "unsupported",
             Error::NoSuchKernel { .. } => "no_such_kernel",
             Error::AgentSilent { .. } => "agent_silent",
+            Error::NothingListens { .. } => "nothing_listens",
             Error::Timeout { .. } => "timeout",
             Error::EndedWhileBooting { .. } => "ended_while_booting",
             Error::DataDirBusy { .. } => "data_dir_busy",
@@ -391,6 +401,10 @@ impl Error {
                     "`hutch logs {name}` shows its console; `hutch restart {name}` boots it again"
                 ));
             }
+            Error::NothingListens { .. } => {
+                "start a server there first; one that listens on 127.0.0.1 or ::1 in the machine is enough"
+            }
+            Error::Guest(error) => return error.hint(),
             Error::Interrupted => "ask again: nothing was left behind",
             Error::UploadTooLarge { .. } => "raise `image_max_bytes` in the configuration",
             Error::DataDirBusy { .. } => {

@@ -9,6 +9,7 @@ mod admission;
 mod choose;
 mod config;
 mod deadline;
+mod dial;
 mod doctor;
 mod drive;
 mod engine;

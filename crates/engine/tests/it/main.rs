@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod crash;
+mod dial;
 mod images;
 mod inside;
 mod lab;
