@@ -203,5 +203,4 @@ pub(super) fn authority(uri: &http::Uri, headers: &HeaderMap) -> Result<String, 
 }
 
 #[cfg(test)]
-#[path = "access_tests.rs"]
 mod tests;

@@ -1,3 +1,5 @@
+//! Keys, tokens, links and cookies, and pages that would like to borrow them.
+
 use std::time::Duration;
 
 use async_trait::async_trait;
