@@ -69,7 +69,7 @@ pub struct Capabilities {
     pub memory_snapshot: bool,
     /// Whether vCPUs or memory can change while it runs.
     pub live_resize: bool,
-    /// Whether a machine can have a network card that its host routes for.
+    /// Whether the runtime can give a machine a network card that its host routes for. The server asks for none yet.
     #[serde(default)]
     pub network: bool,
 }
