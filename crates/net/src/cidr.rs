@@ -57,6 +57,11 @@ impl Cidr {
         self.first
     }
 
+    /// How many bits its addresses share.
+    pub fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
     /// Its last address.
     pub fn last(&self) -> IpAddr {
         match self.first {

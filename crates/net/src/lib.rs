@@ -1,10 +1,12 @@
-//! Networks of machines on the host: names, taps, and the firewall that stands before them; later addresses.
+//! Networks of machines on the host: names, addresses, taps, and the firewall that stands before them.
 
 mod sys;
 
+pub mod address;
 pub mod cidr;
 pub mod elements;
 pub mod firewall;
+pub mod link;
 pub mod private;
 pub mod rules;
 pub mod tap;

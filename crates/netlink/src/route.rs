@@ -54,6 +54,7 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PREFSRC: u16 = 7;
 const RTN_UNICAST: u8 = 1;
+const RTN_UNREACHABLE: u8 = 7;
 const RT_TABLE_MAIN: u8 = 254;
 /// The gateway is on this link, whatever the addresses say.
 const RTNH_F_ONLINK: u32 = 4;
@@ -276,6 +277,23 @@ pub fn add_route(route: &Route) -> Message {
     route_message("add a route", RTM_NEWROUTE, CREATE | REPLACE, route)
 }
 
+/// Answers packets to a network, where no narrower route takes them, with "unreachable". Refused (`EEXIST`) where the
+/// host has a route to the same network already.
+pub fn refuse_network(to: IpAddr, prefix: u8, protocol: u8) -> Message {
+    unreachable(
+        "claim a network",
+        RTM_NEWROUTE,
+        CREATE | EXCLUSIVE,
+        (to, prefix),
+        protocol,
+    )
+}
+
+/// Takes [`refuse_network`] back.
+pub fn no_longer_refuse(to: IpAddr, prefix: u8, protocol: u8) -> Message {
+    unreachable("give a network up", RTM_DELROUTE, 0, (to, prefix), protocol)
+}
+
 /// Removes a route.
 pub fn delete_route(route: &Route) -> Message {
     route_message("remove a route", RTM_DELROUTE, 0, route)
@@ -306,6 +324,44 @@ pub fn routes(socket: &mut Socket, protocol: u8) -> Result<Vec<Route>> {
         })
     };
     Ok(replies.iter().filter_map(read).collect())
+}
+
+/// Networks that a route of the main table leads to, default routes with zero bits among them, with what said so
+/// (`rtm_protocol`) and the link, where there is one.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn destinations(socket: &mut Socket) -> Result<Vec<Destination>> {
+    let message = Message::new("list routes", RTM_GETROUTE, 0, &[0; 12]);
+    let replies = socket.dump(&message)?;
+    let read = |reply: &Reply| {
+        let (header, rest) = reply.body.split_first_chunk::<12>()?;
+        if reply.kind != RTM_NEWROUTE || header[4] != RT_TABLE_MAIN {
+            return None;
+        }
+        let any = match header[0] {
+            2 => IpAddr::from([0; 4]),
+            10 => IpAddr::from([0; 16]),
+            _ => return None,
+        };
+        Some(Destination {
+            to: (find(rest, RTA_DST).map_or(Some(any), ip)?, header[1]),
+            link: find(rest, RTA_OIF).and_then(ne32),
+            protocol: header[5],
+        })
+    };
+    Ok(replies.iter().filter_map(read).collect())
+}
+
+/// Where a route of somebody's leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Destination {
+    /// The network, and how many of its bits count.
+    pub to: (IpAddr, u8),
+    /// The link behind which it is; none where there are several or packets are refused.
+    pub link: Option<u32>,
+    /// Who made the route.
+    pub protocol: u8,
 }
 
 /// Says for good which MAC an address on a link has; no packet changes it.
@@ -437,6 +493,21 @@ fn route_message(what: &'static str, kind: u16, flags: u16, route: &Route) -> Me
     if let Some(source) = route.source {
         message.put(RTA_PREFSRC, &octets(source));
     }
+    message
+}
+
+fn unreachable(
+    what: &'static str,
+    kind: u16,
+    flags: u16,
+    (to, prefix): (IpAddr, u8),
+    protocol: u8,
+) -> Message {
+    let mut header = vec![family(to), prefix, 0, 0];
+    header.extend([RT_TABLE_MAIN, protocol, SCOPE_UNIVERSE, RTN_UNREACHABLE]);
+    header.extend([0; 4]);
+    let mut message = Message::new(what, kind, flags, &header);
+    message.put(RTA_DST, &octets(to));
     message
 }
 

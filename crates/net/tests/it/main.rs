@@ -10,3 +10,4 @@ mod policy;
 mod rules;
 mod spoofing;
 mod sys;
+mod taps;
