@@ -11,4 +11,5 @@ mod import;
 mod isolation;
 mod kernels;
 mod life;
+mod network;
 mod shell;

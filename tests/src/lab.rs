@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use tokio::process::{Child, Command};
 
 use crate::program::{self, Ran};
 use crate::raw::{self, Answer};
+use crate::world::World;
 use crate::{cache_dir, docker, host};
 
 /// No wait of the harness is longer. Emulated guests on a busy machine are slow.
@@ -107,6 +109,7 @@ pub struct Lab {
     pub runtime: Runtime,
     env: Vec<(String, String)>,
     user: Option<u32>,
+    world: Option<Arc<World>>,
     server: Option<Child>,
 }
 
@@ -144,6 +147,7 @@ impl Lab {
             runtime,
             env: Vec::new(),
             user: None,
+            world: None,
             server: None,
         };
         // Never the host's own engine.
@@ -153,6 +157,8 @@ impl Lab {
             .env("HUTCH_RUNTIME_PROGRAMS_STUB", stub.to_str().unwrap())
             .env("HUTCH_CACHE_DIR", cache_dir().to_str().unwrap())
             .env("HUTCH_LISTEN", "127.0.0.1:0")
+            // The host's own network is left alone.
+            .env("HUTCH_NETWORK_MODE", "none")
             .env("HUTCH_LOG", "info,hutch_engine=debug")
     }
 
@@ -161,6 +167,12 @@ impl Lab {
         self.env.retain(|(known, _)| known != name);
         self.env.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// The server is on the host of this world, and its machines' network is routed there.
+    pub fn inside(mut self, world: &Arc<World>) -> Lab {
+        self.world = Some(world.clone());
+        self.env("HUTCH_NETWORK_MODE", "routed")
     }
 
     /// Everything runs as this user, who has a home, a cache and nothing else. Only root can do this.
@@ -228,7 +240,16 @@ impl Lab {
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .kill_on_drop(true);
-        let mut server = serve.spawn().unwrap();
+        let mut server = match &self.world {
+            None => serve.spawn().unwrap(),
+            Some(world) => {
+                let runtime = tokio::runtime::Handle::current();
+                world.on_host(|| {
+                    let _runtime = runtime.enter();
+                    serve.spawn().unwrap()
+                })
+            }
+        };
         let start = Instant::now();
         loop {
             if self.client().health().await.is_ok() {
@@ -398,6 +419,7 @@ impl Lab {
             disk_gib: Some(1),
             env: Default::default(),
             labels: Default::default(),
+            network: Default::default(),
             cold: true,
         }
     }
@@ -462,7 +484,11 @@ impl Lab {
 
     /// What the server has outside of its store, as text.
     pub fn inventory(&self) -> Vec<String> {
-        let items = hutch_engine::inventory(&self.data_dir()).unwrap();
+        let list = || hutch_engine::inventory(&self.data_dir()).unwrap();
+        let items = match &self.world {
+            None => list(),
+            Some(world) => world.on_host(list),
+        };
         let items = items.into_iter();
         let mut items: Vec<_> = items
             .map(|item| format!("{} {}", item.kind, item.name))

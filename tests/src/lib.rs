@@ -13,7 +13,9 @@ mod host;
 mod lab;
 mod program;
 mod raw;
+mod sys;
 mod tars;
+pub mod world;
 
 pub use host::{Random, cache_dir, is_root, processes_below, qemu, wait_until};
 pub use lab::{Lab, Runtime, programs};

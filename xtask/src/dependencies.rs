@@ -32,7 +32,7 @@ const BORDERS: [(&str, &[&str]); 15] = [
     // Not shipped: may see everything they test.
     (
         "tests",
-        &["contract", "engine", "runtime", "guest", "image"],
+        &["contract", "engine", "runtime", "guest", "image", "netlink"],
     ),
     ("xtask", &[]),
 ];

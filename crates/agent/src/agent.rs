@@ -388,7 +388,7 @@ fn apply(system: Option<&dyn System>, request: &pb::ConfigureRequest) -> Vec<pb:
         (
             "addresses",
             !request.addresses.is_empty(),
-            Box::new(|s| s.set_addresses(&request.addresses)),
+            Box::new(|s| s.set_addresses(&request.addresses, request.mtu)),
         ),
         (
             "dns",

@@ -17,7 +17,7 @@ pub trait System: Send + Sync {
     /// Mixes in entropy and forces a reseed.
     fn add_entropy(&self, bytes: &[u8]) -> io::Result<()>;
     /// Gives the named interfaces exactly these addresses, and their default routes.
-    fn set_addresses(&self, addresses: &[pb::Address]) -> io::Result<()>;
+    fn set_addresses(&self, addresses: &[pb::Address], mtu: u32) -> io::Result<()>;
     /// Writes the resolver's configuration.
     fn set_dns(&self, servers: &[String], search: &[String]) -> io::Result<()>;
     /// Lets these keys log in as root, beside those that may already.

@@ -7,6 +7,7 @@ use clap::Args;
 use hutch_contract::exec::Exec;
 use hutch_contract::machine::CreateMachine;
 use hutch_contract::name::Name;
+use hutch_contract::network::{Egress, NetworkPolicy};
 
 /// What a new machine is to be like.
 #[derive(Debug, Args)]
@@ -37,6 +38,8 @@ pub struct Shape {
     /// Label to find the machine by
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value)]
     pub label: Vec<(String, String)>,
+    #[command(flatten)]
+    pub policy: Policy,
     /// Boot from the beginning even where a warm start would do
     #[arg(long)]
     pub cold: bool,
@@ -58,9 +61,52 @@ impl Shape {
             disk_gib: self.disk,
             env: map(&self.env),
             labels: map(&self.label),
+            network: self.policy.request(),
             cold: self.cold,
         }
     }
+}
+
+/// Whom a machine may talk to.
+#[derive(Debug, Args)]
+pub struct Policy {
+    /// What the machine reaches where --allow and --deny do not say: the public internet, that and private networks, or
+    /// nothing [default: public]
+    #[arg(long, value_name = "WHAT", value_parser = egress)]
+    egress: Option<Egress>,
+    /// Let it reach a range of addresses or a domain, such as 10.1.0.0/16, example.com or '*.example.com'
+    #[arg(long, value_name = "RANGE|DOMAIN")]
+    allow: Vec<String>,
+    /// Keep it from a range of addresses or a domain
+    #[arg(long, value_name = "RANGE|DOMAIN")]
+    deny: Vec<String>,
+    /// Let it and the other machines of this group talk to each other
+    #[arg(long, value_name = "NAME")]
+    group: Vec<Name>,
+}
+
+impl Policy {
+    /// Whether any option was given.
+    pub fn is_given(&self) -> bool {
+        self.egress.is_some()
+            || !(self.allow.is_empty() && self.deny.is_empty() && self.group.is_empty())
+    }
+
+    /// The policy that the options say.
+    pub fn request(&self) -> NetworkPolicy {
+        NetworkPolicy {
+            egress: self.egress.unwrap_or_default(),
+            allow: self.allow.clone(),
+            deny: self.deny.clone(),
+            groups: self.group.clone(),
+        }
+    }
+}
+
+fn egress(text: &str) -> Result<Egress, String> {
+    let mut all = Egress::ALL.into_iter();
+    all.find(|egress| egress.as_str() == text)
+        .ok_or_else(|| "expected public, open or none".to_owned())
 }
 
 /// How a command runs in a machine.

@@ -12,6 +12,7 @@ mod image;
 mod level;
 mod list;
 mod logs;
+mod network;
 mod run;
 mod runtime;
 pub mod serve;
@@ -76,6 +77,7 @@ pub enum Command {
     Exec(exec::Args),
     Logs(logs::Args),
     Cp(cp::Args),
+    Network(network::Args),
     Image(image::Args),
     Runtime(runtime::Args),
     Agent(agent::Args),
@@ -105,6 +107,7 @@ impl Command {
             Command::Exec(args) => signals.or(exec::run(args, app)).await,
             Command::Logs(args) => signals.or(logs::run(args, app)).await,
             Command::Cp(args) => signals.or(cp::run(args, app)).await,
+            Command::Network(args) => signals.or(network::run(args, app)).await,
             Command::Image(args) => signals.or(image::run(args, app)).await,
             Command::Runtime(args) => signals.or(runtime::run(args, app)).await,
             Command::Agent(args) => signals.or(agent::run(args, app)).await,

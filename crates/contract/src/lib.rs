@@ -10,6 +10,7 @@ pub mod image;
 pub mod key;
 pub mod machine;
 pub mod name;
+pub mod network;
 pub mod node;
 pub mod operation;
 pub mod page;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{ImageId, MachineId, OperationId};
 use crate::name::Name;
+use crate::network::{MachineNetwork, NetworkPolicy};
 use crate::node::Capabilities;
 
 /// Memory of a machine when the request names none.
@@ -54,6 +55,9 @@ pub struct CreateMachine {
     /// Anything the owner wants to find it by.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Whom it may talk to; the public internet when left out.
+    #[serde(default, skip_serializing_if = "NetworkPolicy::is_default")]
+    pub network: NetworkPolicy,
     /// Boot from the beginning even where a warm start would do.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cold: bool,
@@ -190,6 +194,9 @@ pub struct Machine {
     /// The owner's labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Its network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<MachineNetwork>,
     /// Times it was started since it was created.
     pub starts: u32,
     /// When it was created, UTC, in milliseconds since 1970.

@@ -9,6 +9,7 @@ use crate::image::{Image, ImageSource, ImportFormat};
 use crate::key::Scope;
 use crate::machine::{Exit, Isolation, Timing};
 use crate::name::Name;
+use crate::network::NetworkPolicy;
 use crate::operation::OperationState;
 
 /// The format of the records written by this version.
@@ -86,6 +87,9 @@ pub struct MachineRecord {
     /// The owner's labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Whom it may talk to.
+    #[serde(default, skip_serializing_if = "NetworkPolicy::is_default")]
+    pub network: NetworkPolicy,
     /// The level it is wanted at.
     pub wanted: Wanted,
     /// What was last seen.

@@ -11,6 +11,7 @@ use hutch_contract::file::{FileInfo, FileKind};
 use hutch_contract::image::{BootstrapImage, Image, ImageSource};
 use hutch_contract::key::Scope;
 use hutch_contract::machine::{CreateMachine, Exit, Isolation, Machine, Status, Timing};
+use hutch_contract::network::{Egress, MachineNetwork, NetworkMode, NetworkPolicy};
 use hutch_contract::node::Capabilities;
 use hutch_contract::operation::{Operation, OperationState, Progress};
 use hutch_contract::record::{
@@ -52,6 +53,15 @@ fn timing() -> Timing {
     }
 }
 
+fn policy() -> NetworkPolicy {
+    NetworkPolicy {
+        egress: Egress::None,
+        allow: vec!["10.1.0.0/16".into(), "*.example.com".into()],
+        deny: vec!["10.1.2.3".into()],
+        groups: vec![name("backend")],
+    }
+}
+
 fn machine_record() -> MachineRecord {
     MachineRecord {
         format: FORMAT,
@@ -69,6 +79,7 @@ fn machine_record() -> MachineRecord {
         disk_gib: 8,
         env: [("LANG".to_owned(), "C.UTF-8".to_owned())].into(),
         labels: [("team".to_owned(), "blue".to_owned())].into(),
+        network: NetworkPolicy::default(),
         wanted: Wanted::Running,
         observed: Observed::Failed {
             code: "timeout".into(),
@@ -90,6 +101,13 @@ fn machine_record() -> MachineRecord {
 #[test]
 fn records_of_format_1() {
     check("record-machine-1.json", &machine_record());
+    check(
+        "record-machine-1-network.json",
+        &MachineRecord {
+            network: policy(),
+            ..machine_record()
+        },
+    );
     check(
         "record-machine-1-kernel.json",
         &MachineRecord {
@@ -165,6 +183,7 @@ fn machines() {
         disk_gib: record.disk_gib,
         env: record.env.clone(),
         labels: record.labels.clone(),
+        network: None,
         starts: record.starts,
         created_at_ms: record.created_at_ms,
         started_at_ms: record.started_at_ms,
@@ -181,6 +200,18 @@ fn machines() {
         live_resize: false,
         network: true,
     };
+    check(
+        "machine-network.json",
+        &Machine {
+            network: Some(MachineNetwork {
+                mode: NetworkMode::Routed,
+                ipv4: Some([172, 16, 0, 8].into()),
+                ipv6: Some([0xfd01, 0x203, 0x405, 0, 0, 0, 0, 8].into()),
+                policy: policy(),
+            }),
+            ..machine.clone()
+        },
+    );
     check(
         "machine-capabilities.json",
         &Machine {
@@ -199,9 +230,17 @@ fn machines() {
         disk_gib: Some(10),
         env: record.env,
         labels: record.labels,
+        network: NetworkPolicy::default(),
         cold: true,
     };
     check("create-machine.json", &create);
+    check(
+        "create-machine-network.json",
+        &CreateMachine {
+            network: policy(),
+            ..create.clone()
+        },
+    );
     check(
         "create-machine-kernel.json",
         &CreateMachine {

@@ -160,8 +160,13 @@ pub(crate) fn disk_room(config: &EngineConfig, free_bytes: u64) -> Result<(), Er
 }
 
 /// The lowest slot that nobody has and that has rested. `rows` holds every slot that was ever used.
-pub(crate) fn free_slot(rows: &BTreeMap<u16, SlotRow>, now_ms: u64, rest: Duration) -> Option<u16> {
-    (1..=u16::MAX - 1).find(|slot| match rows.get(slot) {
+pub(crate) fn free_slot(
+    rows: &BTreeMap<u16, SlotRow>,
+    last: u16,
+    now_ms: u64,
+    rest: Duration,
+) -> Option<u16> {
+    (1..=last).find(|slot| match rows.get(slot) {
         None => true,
         Some(SlotRow::Taken { .. }) => false,
         Some(SlotRow::Resting { since_ms }) => {
@@ -212,6 +217,7 @@ mod tests {
             disk_gib: None,
             env: BTreeMap::new(),
             labels: BTreeMap::new(),
+            network: Default::default(),
             cold: false,
         }
     }
@@ -346,8 +352,8 @@ mod tests {
         };
         let rows = BTreeMap::from([(1, taken), (2, SlotRow::Resting { since_ms: 1000 })]);
         let rest = Duration::from_secs(30);
-        assert_eq!(free_slot(&rows, 2000, rest), Some(3));
-        assert_eq!(free_slot(&rows, 31_000, rest), Some(2));
+        assert_eq!(free_slot(&rows, 5, 2000, rest), Some(3));
+        assert_eq!(free_slot(&rows, 5, 31_000, rest), Some(2));
     }
 
     #[test]

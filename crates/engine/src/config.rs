@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use hutch_net::cidr::Cidr;
+
 /// The configuration of an engine.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -28,6 +30,8 @@ pub struct EngineConfig {
     pub runtime_options: RuntimeOptions,
     /// Whether emulated machines, which are no security boundary, may be made.
     pub allow_emulation: bool,
+    /// The network of machines.
+    pub network: NetworkConfig,
     /// The most machines on this host.
     pub max_machines: u32,
     /// Memory promised to machines may be so many times the host's.
@@ -42,6 +46,35 @@ pub struct EngineConfig {
     pub console_bytes: u64,
     /// How long a guest may take from power-on to its agent's first answer, in milliseconds.
     pub boot_timeout_ms: u64,
+}
+
+/// Where machines' network comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Routed where the host can, else none.
+    #[default]
+    Auto,
+    /// Routed, or the server does not start.
+    Routed,
+    /// None: machines reach nothing, and are reached through their agents.
+    None,
+}
+
+/// The network of machines.
+#[derive(Debug, Clone, Default)]
+pub struct NetworkConfig {
+    /// Where it comes from.
+    pub mode: Mode,
+    /// Where machines' addresses come from; an unused private network when absent.
+    pub subnet: Option<Cidr>,
+    /// Ranges that count as private beside those that the standards name: `public` machines do not reach them.
+    pub private: Vec<Cidr>,
+    /// The most connections of a machine to others at one time.
+    pub connections: Option<u32>,
+    /// The most that a machine sends to others in a second, in bytes.
+    pub out_bytes_per_s: Option<u64>,
+    /// The most that it gets from others.
+    pub in_bytes_per_s: Option<u64>,
 }
 
 /// What goes with the server's kernel, and further kernels.
@@ -114,6 +147,10 @@ pub(crate) mod tests {
             acceleration: None,
             runtime_options: RuntimeOptions::default(),
             allow_emulation: true,
+            network: NetworkConfig {
+                mode: Mode::None,
+                ..NetworkConfig::default()
+            },
             max_machines: 100,
             memory_overcommit: 4,
             memory_floor_mib: 256,

@@ -18,6 +18,8 @@ pub const STOP_GRACE: Duration = Duration::from_secs(5);
 pub const STOP: Duration = Duration::from_secs(20);
 /// From the kill until the VMM is gone.
 pub const KILL: Duration = Duration::from_secs(10);
+/// Connecting to a machine's own address, before its agent is asked to.
+pub const DIAL_STRAIGHT: Duration = Duration::from_secs(1);
 /// A call that waits for a starting machine, when the caller names no time.
 pub const READY: Duration = Duration::from_secs(120);
 /// Between two attempts at something that keeps failing: doubles from the first to the second.

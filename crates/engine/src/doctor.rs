@@ -8,7 +8,7 @@ use hutch_runtime::table::Runtimes;
 use hutch_runtime::{RuntimeConfig, cgroup};
 
 use crate::engine::{images_dir, machines_dir};
-use crate::{EngineConfig, admission};
+use crate::{EngineConfig, Mode, admission, network};
 
 /// The runtimes, configured.
 #[allow(
@@ -51,7 +51,7 @@ pub async fn doctor(config: &EngineConfig) -> Vec<Finding> {
     findings.push(disk_finding(&config.data_dir));
     findings.push(memory_finding(config));
     findings.push(limits_finding(cgroup::support()));
-    findings.push(network_finding());
+    findings.push(network_finding(config));
     findings.push(images_finding(&config.data_dir));
     findings
 }
@@ -230,13 +230,19 @@ fn limits_finding(support: cgroup::Support) -> Finding {
     finding("limits", Level::Limited, found, Some(hint))
 }
 
-fn network_finding() -> Finding {
-    finding(
-        "network",
-        Level::Limited,
-        "machines have no way out; commands and files reach them through the agent",
-        None,
-    )
+fn network_finding(config: &EngineConfig) -> Finding {
+    let obstacle = match config.network.mode {
+        Mode::None => Some(("the configuration says so".to_owned(), None)),
+        Mode::Auto | Mode::Routed => network::obstacle().map(|(reason, hint)| (reason, Some(hint))),
+    };
+    let Some((reason, hint)) = obstacle else {
+        return match network::ways_out() {
+            Ok(ways) => finding("network", Level::Good, format!("routed; {ways}"), None),
+            Err(error) => finding("network", Level::Limited, error.chain(), None),
+        };
+    };
+    let found = format!("machines reach nothing, and are reached through their agents: {reason}");
+    finding("network", Level::Limited, found, hint)
 }
 
 fn images_finding(data_dir: &Path) -> Finding {

@@ -19,10 +19,8 @@ use crate::engine::{Machine, Shared};
 use crate::phases::Phases;
 use crate::plan::{self, Facts, Life, Step};
 use crate::rows::Current;
-use crate::{Error, deadline, keys, prepare};
+use crate::{Error, deadline, keys, network, prepare};
 
-/// A VMM's user id is this and the machine's slot: far above people's and services'.
-const FIRST_UID: u32 = 0x7000_0000;
 /// A guest that ran shorter than this before it rebooted is restarted with a growing delay.
 const SHORT_RUN: Duration = Duration::from_secs(30);
 /// Between two looks at a process that could not be proved.
@@ -279,6 +277,11 @@ impl Driver {
             self.clock.phase("kernel", started);
         }
         let started = Instant::now();
+        let network = self.shared.network();
+        let plug = network.up(&self.machine, record.slot, self.runtime.as_ref());
+        spec.nic = plug.await?.nic;
+        self.clock.phase("network", started);
+        let started = Instant::now();
         // From here until the result is in hand something may be alive that we do not hold.
         self.body = Body::Unproved("it is being started".into());
         let (runtime, dir) = (self.runtime.clone(), self.dir.clone());
@@ -323,7 +326,7 @@ impl Driver {
     fn spec(&self, record: &MachineRecord) -> MachineSpec {
         let label = self.shared.label(record.slot);
         let user = rustix::process::geteuid().is_root().then(|| {
-            let id = FIRST_UID + u32::from(record.slot);
+            let id = network::user(record.slot);
             User { uid: id, gid: id }
         });
         MachineSpec {
@@ -436,7 +439,11 @@ impl Driver {
     }
 
     fn identity(&self, record: &MachineRecord) -> Configure {
+        let network = self.shared.network();
+        let plug = network.plug(record.slot, self.runtime.as_ref());
         Configure {
+            addresses: plug.addresses(),
+            mtu: plug.mtu(),
             machine_id: record.id.to_string(),
             boot_nonce: keys::random_bytes::<16>(),
             hostname: Some(record.name.to_string()),
@@ -564,6 +571,8 @@ impl Driver {
         timeout(deadline::OUTSIDE, self.runtime.remove(&self.spec(record)))
             .await
             .map_err(|_| Error::timeout("removing the machine", deadline::OUTSIDE))??;
+        let network = self.shared.network();
+        network.down(record.slot, &self.shared.instance.tag).await?;
         let (dir, label) = (self.dir.clone(), self.shared.label(record.slot));
         self.file_work("erase the machine's files", move || {
             // Its shim does this, unless it crashed.

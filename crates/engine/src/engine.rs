@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hutch_contract::id::{ImageId, MachineId, OperationId, OwnerId};
@@ -23,6 +23,7 @@ use tracing::{error, info, warn};
 
 use crate::drive::{Driver, blocking, joined, retry_delay};
 use crate::kernel::Kernel;
+use crate::network::Network;
 use crate::operations::Running;
 use crate::prepare::{erase_dir, io_error};
 use crate::rows::{self, Cell, Current, Instance, SlotRow};
@@ -85,6 +86,7 @@ pub(crate) struct Shared {
     pub instance: Instance,
     pub runtimes: Runtimes,
     pub kernel: Kernel,
+    network: OnceLock<Network>,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
     fleet: Mutex<Fleet>,
@@ -102,6 +104,17 @@ impl Shared {
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_millis() as u64)
+    }
+
+    /// The network of machines. It is there before the first machine is seen.
+    pub fn network(&self) -> &Network {
+        static UNKNOWN: OnceLock<Network> = OnceLock::new();
+        let unknown = || Network::None {
+            reason: "the server has not come up yet".into(),
+        };
+        self.network
+            .get()
+            .unwrap_or_else(|| UNKNOWN.get_or_init(unknown))
     }
 
     pub fn machine_dir(&self, id: &MachineId) -> PathBuf {
@@ -224,6 +237,7 @@ impl Engine {
         let runtimes = crate::doctor::runtimes(&config);
         let shared = Arc::new(Shared {
             kernel: Kernel::new(&config),
+            network: OnceLock::new(),
             config,
             store,
             instance,
@@ -243,6 +257,9 @@ impl Engine {
         self.shared.stop.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+        if let Some(network) = self.shared.network.get() {
+            network.end().await;
+        }
     }
 
     /// The principal of someone who is let in by the host itself: the peer on the unix socket.
@@ -299,6 +316,7 @@ impl Engine {
         self.sweep_idempotency().await?;
         store.compact(KEEP_REVISIONS).await?;
         let machines = self.load_machines().await?;
+        self.open_network(&machines).await?;
         self.remove_orphans(&unfinished).await?;
         let slots: BTreeSet<u16> = machines.iter().map(|(_, record)| record.slot).collect();
         let tag = shared.instance.tag.clone();
@@ -412,6 +430,29 @@ impl Engine {
             found.push((machine, record));
         }
         Ok(found)
+    }
+
+    /// Before any machine is looked at: what is there of their networks stays as it is, or is put right.
+    async fn open_network(&self, machines: &[(Arc<Machine>, MachineRecord)]) -> Result<(), Error> {
+        let shared = &self.shared;
+        let able = |record: &MachineRecord| {
+            let runtime = shared.runtimes.get(&record.runtime);
+            runtime.is_some_and(|runtime| runtime.capabilities().network)
+        };
+        let records = machines.iter().map(|(_, record)| record);
+        let records = records.filter(|record| able(record)).cloned().collect();
+        let (config, store) = (&shared.config, shared.store.as_ref());
+        let network = Network::open(
+            &config.network,
+            store,
+            &shared.instance,
+            &config.data_dir,
+            records,
+        );
+        let network = network.await?;
+        network.start(shared);
+        drop(shared.network.set(network));
+        Ok(())
     }
 
     /// Erases directories whose records are gone: what an interrupted delete or import left. What has not the name of

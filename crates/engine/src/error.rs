@@ -215,6 +215,35 @@ pub enum Error {
         /// What to do.
         hint: Option<String>,
     },
+    /// Machines have no network of their own here, and what was asked for needs one.
+    #[error("machines have no network of their own here: {reason}")]
+    NoNetwork {
+        /// Why.
+        reason: String,
+    },
+    /// The configured network is not the one that machines are in.
+    #[error("machines are in the network {network}, and cannot go to {wanted}")]
+    NetworkInUse {
+        /// Theirs.
+        network: String,
+        /// The configured one.
+        wanted: String,
+    },
+    /// Each network that could be had overlaps with one of the host's.
+    #[error("the host uses every network that machines could be in: {networks}")]
+    NetworkTaken {
+        /// Those that were tried.
+        networks: String,
+    },
+    /// A network that cannot be one of machines.
+    #[error(transparent)]
+    NetworkUnfit(#[from] hutch_net::address::Unfit),
+    /// Machines' links.
+    #[error(transparent)]
+    Link(#[from] hutch_net::link::Error),
+    /// Machines' firewall.
+    #[error(transparent)]
+    Firewall(#[from] hutch_net::firewall::Error),
     /// A task of ours ended by a panic.
     #[error("internal error in {what}")]
     Panicked {
@@ -262,12 +291,17 @@ impl Error {
             | Error::MachineFailed { .. }
             | Error::ImageBusy { .. }
             | Error::DataDirBusy { .. }
+            | Error::NetworkInUse { .. }
+            | Error::NetworkTaken { .. }
             | Error::IdempotencyMismatch => Kind::Conflict,
             Error::Invalid { .. }
             | Error::NoSuchRuntime { .. }
             | Error::NoSuchKernel { .. }
+            | Error::NetworkUnfit(_)
             | Error::Upload { .. } => Kind::Invalid,
-            Error::Unable { .. } => Kind::Unsupported,
+            Error::Unable { .. } | Error::NoNetwork { .. } => Kind::Unsupported,
+            Error::Link(error) => error.kind(),
+            Error::Firewall(error) => error.kind(),
             Error::Unauthenticated => Kind::Unauthenticated,
             Error::Denied => Kind::Denied,
             Error::Exhausted { .. } => Kind::Exhausted,
@@ -353,6 +387,11 @@ impl Error {
             Error::Interrupted => "interrupted",
             Error::UploadTooLarge { .. } => "upload_too_large",
             Error::Guest(_) => "guest",
+            Error::NoNetwork { .. } => "no_network",
+            Error::NetworkInUse { .. } | Error::NetworkTaken { .. } | Error::NetworkUnfit(_) => {
+                "network_taken"
+            }
+            Error::Link(_) | Error::Firewall(_) => "network",
             Error::Image(_) => "image",
             Error::Runtime(_) => "runtime",
             Error::Disk(_) if self.kind() == Kind::Exhausted => "exhausted",
@@ -405,6 +444,15 @@ impl Error {
                 "start a server there first; one that listens on 127.0.0.1 or ::1 in the machine is enough"
             }
             Error::Guest(error) => return error.hint(),
+            Error::NoNetwork { .. } => {
+                "run the server as root where it may make taps; `hutch doctor` says what is missing"
+            }
+            Error::NetworkInUse { .. } => {
+                "delete the machines first, or take `network.subnet` back to what it was"
+            }
+            Error::NetworkTaken { .. } => {
+                "name one that is free in the configuration: `network.subnet`"
+            }
             Error::Interrupted => "ask again: nothing was left behind",
             Error::UploadTooLarge { .. } => "raise `image_max_bytes` in the configuration",
             Error::DataDirBusy { .. } => {

@@ -15,7 +15,7 @@ use crate::prepare::io_error;
 /// Something of ours on the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Item {
-    /// `process`, `cgroup`, `machine directory`, `image directory`, `upload`, `spooled file`, `discarded directory`.
+    /// `process`, `cgroup`, `tap`, `machine directory`, `image directory`, `upload`, `spooled file`, `discarded directory`.
     pub kind: &'static str,
     /// A process' id, or a file's name.
     pub name: String,
@@ -46,6 +46,13 @@ pub fn inventory(data_dir: &Path) -> Result<Vec<Item>, Error> {
             kind: "cgroup",
             name,
         }));
+        let prefix = hutch_net::label_prefix(&tag);
+        let taps = hutch_net::link::Links::open().and_then(|mut links| links.names(&prefix));
+        items.extend(
+            taps.into_iter()
+                .flatten()
+                .map(|name| Item { kind: "tap", name }),
+        );
     }
     let Ok(machines) = machines.canonicalize() else {
         items.sort();

@@ -16,7 +16,7 @@ use crate::access::{self, Access};
 use crate::admission::{self, Host, Size};
 use crate::engine::{self, Engine, Fleet, Shared};
 use crate::rows::{self, Current, IdempotencyRow, SlotRow};
-use crate::{Error, Principal, choose, deadline, keys, names, plan};
+use crate::{Error, Principal, choose, deadline, keys, names, network, plan};
 
 /// Attempts at a generated name that nobody has.
 const NAME_ATTEMPTS: usize = 8;
@@ -138,6 +138,8 @@ impl Engine {
                 &able,
             ));
         }
+        network::check(&request.network)?;
+        self.shared.must_hold(&request.network, runtime.name())?;
         for _ in 0..NAME_ATTEMPTS {
             let name = request.name.clone().unwrap_or_else(names::generate);
             match self
@@ -208,6 +210,7 @@ impl Engine {
             disk_gib: size.disk_gib,
             env: request.env.clone(),
             labels: request.labels.clone(),
+            network: request.network.clone(),
             wanted: Wanted::Running,
             observed: Observed::Absent,
             generation: 1,
@@ -293,14 +296,14 @@ impl Engine {
         let idle = Host::of(&shared.config.data_dir)?;
         let mut fleet = shared.fleet();
         admission::room(&shared.config, &with_promises(idle, &fleet), size)?;
-        let slot = admission::free_slot(&fleet.slots, shared.now_ms(), deadline::SLOT_REST).ok_or(
-            Error::Exhausted {
-                what: "machines",
-                need: 1,
-                have: 0,
-                unit: "slots",
-            },
-        )?;
+        let last = shared.network().last_slot();
+        let slot = admission::free_slot(&fleet.slots, last, shared.now_ms(), deadline::SLOT_REST);
+        let slot = slot.ok_or(Error::Exhausted {
+            what: "machines",
+            need: 1,
+            have: 0,
+            unit: "slots",
+        })?;
         let before = fleet.slots.insert(
             slot,
             SlotRow::Taken {
@@ -594,6 +597,10 @@ impl Shared {
         let runtime = self.runtimes.get(&current.record.runtime);
         Machine {
             capabilities: runtime.map(|runtime| runtime.capabilities()),
+            network: Some(
+                self.network()
+                    .view(&current.record, runtime.map(AsRef::as_ref)),
+            ),
             ..current.machine()
         }
     }

@@ -1,6 +1,7 @@
 //! Which records there are under which keys, and the cell that keeps one machine's record in memory.
 //!
 //! ```text
+//! meta/network               NetworkRow: where machines' addresses come from
 //! meta/instance              this data directory's tag and owner
 //! machine/ID                 MachineRecord
 //! image/ID                   ImageRecord
@@ -62,6 +63,9 @@ fn key(text: String) -> Key {
 
 pub(crate) fn instance() -> Key {
     key("meta/instance".into())
+}
+pub(crate) fn network() -> Key {
+    key("meta/network".into())
 }
 pub(crate) fn machine(id: &MachineId) -> Key {
     key(format!("machine/{id}"))
@@ -155,6 +159,7 @@ impl Current {
             disk_gib: record.disk_gib,
             env: record.env.clone(),
             labels: record.labels.clone(),
+            network: None,
             starts: record.starts,
             created_at_ms: record.created_at_ms,
             started_at_ms: record.started_at_ms,
@@ -275,6 +280,7 @@ pub(crate) mod tests {
             disk_gib: 1,
             env: Default::default(),
             labels: Default::default(),
+            network: Default::default(),
             wanted: Wanted::Running,
             observed: Observed::Absent,
             generation: 1,

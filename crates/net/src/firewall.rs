@@ -6,8 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
+use hutch_contract::error::Kind;
 use hutch_netlink::nft::{Batch, Element, Events, Family, Nft, RuleFound, Table};
 use hutch_netlink::{Protocol, Socket, conntrack};
+
+use rustix::io::Errno;
 
 use crate::elements::{Elements, Machine, Policy, difference, elements, mark, padded};
 use crate::rules::{Rules, octets};
@@ -59,8 +62,39 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// What sort of failure it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Error::Kernel { source, .. } => match source.errno() {
+                Some(Errno::PERM | Errno::ACCESS) => Kind::Denied,
+                // A kernel without nf_tables, or without a part of it.
+                Some(Errno::OPNOTSUPP | Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT) => {
+                    Kind::Unavailable
+                }
+                _ => Kind::Bug,
+            },
+            Error::Owned { .. } | Error::Taken { .. } => Kind::Conflict,
+            Error::Restless { .. } => Kind::Unavailable,
+            Error::Label { .. } | Error::Unknown { .. } => Kind::Bug,
+        }
+    }
+}
+
 /// What every call here returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Whether this process can have a firewall here, as far as a question tells.
+///
+/// # Errors
+/// The kernel has no nf_tables, or does not let us.
+pub fn probe() -> Result<()> {
+    let asked = Nft::open().and_then(|mut nft| nft.generation());
+    asked.map(drop).map_err(|source| Error::Kernel {
+        table: "of machines".to_owned(),
+        source,
+    })
+}
 
 /// What the firewalls of instances differ in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -276,6 +310,35 @@ impl Firewall {
             .port()
             .and_then(|port| Events::listen(&table, port));
         listen.map_err(|source| self.failed(source))
+    }
+
+    /// Removes the tables, and with them all that machines may: whose taps are still there may everything then.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn destroy(&mut self) -> Result<()> {
+        let mut batch = Batch::default();
+        for family in [Family::Inet, Family::Arp] {
+            let table = self.table(family);
+            if self
+                .nft
+                .table(&table)
+                .map_err(|source| self.failed(source))?
+                .is_some()
+            {
+                batch.delete_table(&table);
+            }
+        }
+        self.sound = None;
+        self.machines.clear();
+        self.nft
+            .commit(&batch, None)
+            .map_err(|source| self.failed(source))
+    }
+
+    /// How the names of its taps begin.
+    pub fn prefix(&self) -> String {
+        self.config.rules.prefix()
     }
 
     /// Whether the kernel lets nobody else change the tables.

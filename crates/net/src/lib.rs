@@ -18,7 +18,12 @@ pub const MAX_INTERFACE_NAME: usize = 15;
 ///
 /// `tag` has four characters, so that every slot fits into an interface's name.
 pub fn label(tag: &str, slot: u16) -> String {
-    format!("h{tag}-{slot}")
+    format!("{}{slot}", label_prefix(tag))
+}
+
+/// How the labels of an instance begin.
+pub fn label_prefix(tag: &str) -> String {
+    format!("h{tag}-")
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use hutch_contract::error::Kind;
@@ -204,55 +205,79 @@ impl Links {
         Ok(uplinks.collect())
     }
 
-    /// The first of `networks` that nobody on this host uses; claims it against others who ask.
+    /// The first of `networks` that nobody on this host uses.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn choose(&mut self, networks: &[Cidr]) -> Result<Option<Cidr>> {
+    pub fn unused(&mut self, networks: &[Cidr], number: NonZeroU16) -> Result<Option<Cidr>> {
         for network in networks {
-            if self.users(network)?.is_empty() && self.claim(network)? {
+            if self.users(network, number)?.is_empty() {
                 return Ok(Some(*network));
             }
         }
         Ok(None)
     }
 
-    /// Networks of the host that overlap with this one.
+    /// Networks of the host that overlap with this one, beside the claim and the machines of the instance `number`.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn users(&mut self, network: &Cidr) -> Result<Vec<Cidr>> {
-        let routes = self.destinations()?.into_iter();
-        let others = routes.filter(|route| route.to.1 > 0);
-        let others = others.map(|route| Cidr::new(route.to.0, route.to.1));
-        Ok(others
-            .filter(|other| other.covers(network) || network.covers(other))
-            .collect())
+    pub fn users(&mut self, network: &Cidr, number: NonZeroU16) -> Result<Vec<Cidr>> {
+        let routes = self.destinations()?;
+        let range = |route: &route::Destination| Cidr::new(route.to.0, route.to.1);
+        let claimed_by = |number| {
+            move |route: &&route::Destination| {
+                route.protocol == PROTOCOL && route.priority == claim(number)
+            }
+        };
+        let own: Vec<Cidr> = routes
+            .iter()
+            .filter(claimed_by(number))
+            .map(range)
+            .collect();
+        let others = routes.iter().filter(|route| {
+            let to = range(route);
+            // Routes to machines have no priority: they are of whoever claims the network around them.
+            let machine = route.protocol == PROTOCOL && route.priority == 0;
+            let ours = claimed_by(number)(route)
+                || (machine && own.iter().any(|network| network.covers(&to)));
+            route.to.1 > 0 && !ours && (to.covers(network) || network.covers(&to))
+        });
+        Ok(others.map(range).collect())
     }
 
-    /// Claims a network for this instance: a route that refuses what is to no machine, so that it does not leave the
-    /// host. `false`: a route to just this network is there already, ours or another's.
+    /// Claims a network for the instance `number`: a route that refuses what is to no machine, so that it does not leave
+    /// the host either. `false`, and nothing done: somebody else uses it.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn claim(&mut self, network: &Cidr) -> Result<bool> {
-        let message = route::refuse_network(network.first(), network.prefix(), PROTOCOL);
+    pub fn claim(&mut self, network: &Cidr, number: NonZeroU16) -> Result<bool> {
+        let (first, prefix) = (network.first(), network.prefix());
+        let message = route::refuse_network(first, prefix, PROTOCOL, claim(number));
         match self.socket.apply(&[message]) {
-            Ok(()) => Ok(true),
-            Err(error) if error.errno() == Some(Errno::EXIST) => Ok(false),
-            Err(error) => Err(kernel("claim", &network.to_string())(error)),
+            Err(error) if error.errno() != Some(Errno::EXIST) => {
+                return Err(kernel("claim the network", &network.to_string())(error));
+            }
+            _ => {}
         }
+        // After it is there: of two that claim at the same time, at least one sees the other.
+        let alone = self.users(network, number)?.is_empty();
+        if !alone {
+            self.give_up(network, number)?;
+        }
+        Ok(alone)
     }
 
     /// Gives a network up. One that is not claimed is given up already.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn give_up(&mut self, network: &Cidr) -> Result<()> {
-        let message = route::no_longer_refuse(network.first(), network.prefix(), PROTOCOL);
+    pub fn give_up(&mut self, network: &Cidr, number: NonZeroU16) -> Result<()> {
+        let (first, prefix) = (network.first(), network.prefix());
+        let message = route::no_longer_refuse(first, prefix, PROTOCOL, claim(number));
         match self.socket.apply(&[message]) {
             Err(error) if error.errno() != Some(Errno::SRCH) => {
-                Err(kernel("give up", &network.to_string())(error))
+                Err(kernel("give up the network", &network.to_string())(error))
             }
             _ => Ok(()),
         }
@@ -310,6 +335,11 @@ impl Links {
 pub fn mtu(uplinks: &[Uplink]) -> u32 {
     let least = uplinks.iter().map(|uplink| uplink.mtu).min();
     least.unwrap_or(USUAL_MTU).clamp(LEAST_MTU, 65_535)
+}
+
+/// The priority of an instance's claims: it tells them from those of others, and lets every other route go before.
+fn claim(number: NonZeroU16) -> u32 {
+    0x6875_0000 | u32::from(number.get())
 }
 
 fn path(setting: &str) -> PathBuf {

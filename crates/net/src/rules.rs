@@ -56,7 +56,7 @@ impl Rules {
 
     /// How the names of taps begin.
     pub fn prefix(&self) -> String {
-        format!("h{}-", self.tag)
+        crate::label_prefix(&self.tag)
     }
 
     pub(crate) fn tables(&self) -> [TableRules; 2] {

@@ -4,6 +4,7 @@
 //! Functions make messages, so that several go to the kernel in one [`Socket::apply`].
 
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::attribute::{attributes, find, ne32, text};
 use crate::message::{CREATE, EXCLUSIVE, REPLACE};
@@ -33,6 +34,7 @@ const IFLA_TUN_PERSIST: u16 = 6;
 /// `IFF_TAP`, beside 1 for a tun.
 const TYPE_TAP: u8 = 2;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_STATS64: u16 = 23;
 const IFLA_AF_SPEC: u16 = 26;
@@ -52,6 +54,7 @@ const SCOPE_LINK: u8 = 253;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
 const RTN_UNICAST: u8 = 1;
 const RTN_UNREACHABLE: u8 = 7;
@@ -188,6 +191,14 @@ pub fn change(index: u32, change: &Change<'_>) -> Message {
     message
 }
 
+/// Moves a link into the network namespace that `namespace` is open on.
+pub fn move_to(index: u32, namespace: BorrowedFd<'_>) -> Message {
+    let what = "move a link to another namespace";
+    let mut message = Message::new(what, RTM_NEWLINK, 0, &link_header(index, 0, 0));
+    message.ne32(IFLA_NET_NS_FD, namespace.as_raw_fd().cast_unsigned());
+    message
+}
+
 /// Removes a link, and with it its addresses, routes and neighbours.
 pub fn delete(index: u32) -> Message {
     Message::new("remove a link", RTM_DELLINK, 0, &link_header(index, 0, 0))
@@ -278,20 +289,26 @@ pub fn add_route(route: &Route) -> Message {
 }
 
 /// Answers packets to a network, where no narrower route takes them, with "unreachable". Refused (`EEXIST`) where the
-/// host has a route to the same network already.
-pub fn refuse_network(to: IpAddr, prefix: u8, protocol: u8) -> Message {
-    unreachable(
-        "claim a network",
+/// host has a route to the same network with this priority already; of several the one with the least number counts.
+pub fn refuse_network(to: IpAddr, prefix: u8, protocol: u8, priority: u32) -> Message {
+    let flags = CREATE | EXCLUSIVE;
+    let mut message = unreachable(
+        "refuse a network",
         RTM_NEWROUTE,
-        CREATE | EXCLUSIVE,
+        flags,
         (to, prefix),
         protocol,
-    )
+    );
+    message.ne32(RTA_PRIORITY, priority);
+    message
 }
 
 /// Takes [`refuse_network`] back.
-pub fn no_longer_refuse(to: IpAddr, prefix: u8, protocol: u8) -> Message {
-    unreachable("give a network up", RTM_DELROUTE, 0, (to, prefix), protocol)
+pub fn no_longer_refuse(to: IpAddr, prefix: u8, protocol: u8, priority: u32) -> Message {
+    let what = "no longer refuse a network";
+    let mut message = unreachable(what, RTM_DELROUTE, 0, (to, prefix), protocol);
+    message.ne32(RTA_PRIORITY, priority);
+    message
 }
 
 /// Removes a route.
@@ -348,6 +365,7 @@ pub fn destinations(socket: &mut Socket) -> Result<Vec<Destination>> {
             to: (find(rest, RTA_DST).map_or(Some(any), ip)?, header[1]),
             link: find(rest, RTA_OIF).and_then(ne32),
             protocol: header[5],
+            priority: find(rest, RTA_PRIORITY).and_then(ne32).unwrap_or(0),
         })
     };
     Ok(replies.iter().filter_map(read).collect())
@@ -362,6 +380,8 @@ pub struct Destination {
     pub link: Option<u32>,
     /// Who made the route.
     pub protocol: u8,
+    /// Of several to the same network the one with the least number counts.
+    pub priority: u32,
 }
 
 /// Says for good which MAC an address on a link has; no packet changes it.

@@ -17,8 +17,9 @@ use crate::breaker::Breakers;
 use crate::cgroup::Limits;
 use crate::launch::{self, Launch, Listen};
 use crate::process::{self, Adopted, Process};
+use crate::qmp;
+use crate::tap::LaunchTap;
 use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
-use crate::{qmp, tap};
 
 /// The runtime's name.
 pub(crate) const NAME: &str = "stub";
@@ -70,6 +71,7 @@ impl Stub {
                 ends_on: None,
             }),
             open_files: 1024,
+            taps: LaunchTap::of(NAME, spec, Some(vmm::TAP_FD))?,
             cgroup: Some(Limits::new(spec, &self.config, OVERHEAD_MIB, TASKS)),
             ..Launch::new(argv, spec, &self.config)
         })
@@ -103,12 +105,11 @@ impl Runtime for Stub {
             pause: true,
             memory_snapshot: false,
             live_resize: false,
-            network: false,
+            network: true,
         }
     }
 
     async fn start(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Process, Error> {
-        tap::refuse(NAME, spec)?;
         let what = self.launch(spec)?;
         let guest = dir.file(GUEST);
         match tokio::fs::create_dir(&guest).await {

@@ -13,7 +13,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use hutch_engine::{EngineConfig, Kernels, NamedKernel, RuntimeOptions};
+use hutch_engine::{Cidr, EngineConfig, Kernels, Mode, NamedKernel, NetworkConfig, RuntimeOptions};
 use serde::{Deserialize, Serialize};
 
 pub use layers::{Entry, Loaded, load};
@@ -47,6 +47,8 @@ pub struct Config {
     pub api: Api,
     /// Runtimes.
     pub runtime: Runtime,
+    /// The network of machines.
+    pub network: Network,
     /// Limits.
     pub limits: Limits,
     /// `hutch` itself, which has the hidden subcommands that the engine starts. Not configurable.
@@ -114,6 +116,30 @@ pub struct Runtime {
     /// Path of a program, by runtime.
     #[serde(default)]
     pub programs: BTreeMap<String, PathBuf>,
+}
+
+/// The network of machines.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Network {
+    /// `auto`, `routed` or `none`.
+    pub mode: String,
+    /// Where machines' addresses come from.
+    pub subnet: Option<String>,
+    /// Ranges that `public` machines do not reach, with commas between.
+    pub private: Option<String>,
+    /// Connections of a machine to others at one time.
+    pub connections: Option<u32>,
+    /// The most bytes in a second from a machine.
+    pub out_bytes_per_s: Option<u64>,
+    /// The most bytes in a second to a machine.
+    pub in_bytes_per_s: Option<u64>,
+}
+
+/// Reads ranges with commas between.
+fn ranges(text: &str) -> Option<Vec<Cidr>> {
+    let texts = text.split(',').map(str::trim);
+    texts.map(|text| text.parse().ok()).collect()
 }
 
 /// Limits.
@@ -259,6 +285,7 @@ impl Config {
                 virtualbox_environment: self.virtualbox_environment(),
             },
             allow_emulation: self.runtime.allow_emulation,
+            network: self.network(),
             max_machines: self.limits.machines,
             memory_overcommit: self.limits.memory_overcommit,
             memory_floor_mib: self.limits.memory_floor_mib,
@@ -266,6 +293,26 @@ impl Config {
             image_max_bytes: self.limits.image_max_gib << 30,
             console_bytes: self.limits.console_kib << 10,
             boot_timeout_ms: self.limits.boot_timeout_ms,
+        }
+    }
+
+    fn network(&self) -> NetworkConfig {
+        let network = &self.network;
+        NetworkConfig {
+            mode: match network.mode.as_str() {
+                "routed" => Mode::Routed,
+                "none" => Mode::None,
+                _ => Mode::Auto,
+            },
+            subnet: network.subnet.as_deref().and_then(|text| text.parse().ok()),
+            private: network
+                .private
+                .as_deref()
+                .and_then(ranges)
+                .unwrap_or_default(),
+            connections: network.connections,
+            out_bytes_per_s: network.out_bytes_per_s,
+            in_bytes_per_s: network.in_bytes_per_s,
         }
     }
 

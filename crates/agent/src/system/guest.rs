@@ -134,8 +134,8 @@ impl System for Guest {
         sys::fs::add_entropy(random, bytes)
     }
 
-    fn set_addresses(&self, addresses: &[pb::Address]) -> io::Result<()> {
-        netlink::configure(addresses)
+    fn set_addresses(&self, addresses: &[pb::Address], mtu: u32) -> io::Result<()> {
+        netlink::configure(addresses, mtu)
     }
 
     fn set_dns(&self, servers: &[String], search: &[String]) -> io::Result<()> {

@@ -33,11 +33,12 @@ pub fn up(interface: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives each named interface exactly its addresses; an empty name is the first interface beside the loopback.
+/// Gives each named interface exactly its addresses, and the MTU unless that is zero; an empty name is the first
+/// interface beside the loopback.
 ///
 /// # Errors
 /// A malformed address, an interface that does not appear, or the kernel's refusal.
-pub fn configure(addresses: &[pb::Address]) -> io::Result<()> {
+pub fn configure(addresses: &[pb::Address], mtu: u32) -> io::Result<()> {
     let parsed: io::Result<Vec<Wanted>> = addresses.iter().map(Wanted::parse).collect();
     // By index, since one interface may be named in two ways.
     let mut wanted: BTreeMap<u32, Vec<Wanted>> = BTreeMap::new();
@@ -47,7 +48,11 @@ pub fn configure(addresses: &[pb::Address]) -> io::Result<()> {
     }
     for (index, addresses) in wanted {
         let mut socket = Socket::open(Protocol::Route)?;
-        socket.apply(&[route::change(index, &UP)])?;
+        let up = Change {
+            mtu: (mtu > 0).then_some(mtu),
+            ..UP
+        };
+        socket.apply(&[route::change(index, &up)])?;
         let mut changes = Vec::new();
         for (address, prefix) in route::addresses(&mut socket, index)? {
             let wanted = |new: &Wanted| (new.address, new.prefix) == (address, prefix);

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use hutch_contract::machine::{Exit, Isolation, Machine};
 
-use super::App;
+use super::{App, network};
 use crate::error::Error;
 use crate::ui::{age, printable};
 
@@ -61,6 +61,7 @@ fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
             machine.vcpu, machine.memory_mib, machine.disk_gib
         ),
     ));
+    facts.extend(network::facts(machine));
     facts.push(("created", format!("{} ago", age(machine.created_at_ms))));
     facts.extend(machine.started_at_ms.map(|at| {
         (

@@ -56,6 +56,8 @@ impl Hutch {
             .args(arguments)
             .env_clear()
             .env("HOME", self.home.path())
+            // The host's own network is left alone.
+            .env("HUTCH_NETWORK_MODE", "none")
             .current_dir(self.home.path());
         command.env("HUTCH_DATA_DIR", self.home.path().join("data"));
         if let Some(url) = &self.url {

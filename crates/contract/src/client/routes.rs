@@ -13,6 +13,7 @@ use crate::id::OperationId;
 use crate::image::{Accepted, BootstrapImage, Image, ImportFormat};
 use crate::machine::{CreateMachine, Machine, Status};
 use crate::name::Name;
+use crate::network::NetworkPolicy;
 use crate::node::{Health, RuntimeInfo};
 use crate::operation::Operation;
 use crate::page::{MAX_LIMIT, Page};
@@ -183,6 +184,16 @@ impl Client {
     /// `POST /v1/machines/{id}/restart`. With `wait` it answers when it runs again.
     pub async fn restart(&self, reference: &str, wait: Option<Duration>) -> Result<Machine, Error> {
         self.verb(reference, "restart", wait).await
+    }
+
+    /// `PUT /v1/machines/{id}/network`.
+    pub async fn set_network(
+        &self,
+        reference: &str,
+        policy: &NetworkPolicy,
+    ) -> Result<Machine, Error> {
+        let request = self.of(Method::PUT, reference, &["network"])?.json(policy);
+        self.json(request, NO_WAIT).await
     }
 
     async fn verb(

@@ -13,7 +13,8 @@ use hutch_contract::image::ImportFormat;
 use hutch_contract::machine::{CreateMachine, Machine, Status};
 use hutch_contract::operation::OperationState;
 use hutch_engine::{
-    Engine, EngineConfig, Error, Item, Kernels, Principal, RuntimeOptions, Target, inventory,
+    Engine, EngineConfig, Error, Item, Kernels, Mode, NetworkConfig, Principal, RuntimeOptions,
+    Target, inventory,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -72,6 +73,11 @@ impl Home {
 
     pub fn config(&self) -> EngineConfig {
         EngineConfig {
+            // The host's own network is left alone.
+            network: NetworkConfig {
+                mode: Mode::None,
+                ..NetworkConfig::default()
+            },
             data_dir: self.data(),
             cache_dir: self.path().join("cache"),
             launcher: self.path().join("launcher"),

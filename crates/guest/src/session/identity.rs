@@ -64,6 +64,8 @@ pub struct Configure {
     pub default_cwd: String,
     /// Default user of processes; empty for root.
     pub default_user: String,
+    /// Bytes of the largest packet of the interfaces that get addresses; 0 leaves it as it is.
+    pub mtu: u32,
 }
 
 /// One address of an interface.
@@ -210,6 +212,7 @@ impl Configure {
             grow_root: identity.grow_root,
             default_cwd: identity.default_cwd,
             default_user: identity.default_user,
+            mtu: identity.mtu,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A machine's tap, brought up: what is there then, and that nothing of it stays.
 
 use std::fs;
+use std::num::NonZeroU16;
 
 use hutch_net::address::{Addresses, CANDIDATES, GATEWAY_MAC};
 use hutch_net::link::{Links, mtu};
@@ -68,15 +69,27 @@ fn instances_do_not_take_a_network_that_somebody_has() {
         let lan = route::add_address(up, [172, 16, 9, 1].into(), 24);
         bed.route.apply(&[lan]).unwrap();
         let mut links = Links::open().unwrap();
+        let [one, other] = [1, 2].map(|number| NonZeroU16::new(number).unwrap());
         let [_, second, third, ..] = CANDIDATES;
-        assert_eq!(links.choose(&CANDIDATES).unwrap(), Some(second));
-        assert_eq!(links.choose(&CANDIDATES).unwrap(), Some(third));
-        assert!(!links.claim(&second).unwrap(), "it is claimed already");
-        assert_eq!(links.users(&second).unwrap(), [second]);
+        assert_eq!(links.unused(&CANDIDATES, one).unwrap(), Some(second));
         for _ in 0..2 {
-            links.give_up(&second).unwrap();
+            assert!(links.claim(&second, one).unwrap(), "again after a crash");
         }
-        assert_eq!(links.choose(&CANDIDATES).unwrap(), Some(second));
+        let Ok(addresses) = Addresses::new("ab12", second, [1, 2, 3, 4, 5]) else {
+            panic!("a good network");
+        };
+        links
+            .up(&addresses.machine(1).unwrap(), OWNER, 1500, "")
+            .unwrap();
+        assert_eq!(links.users(&second, one).unwrap(), []);
+        assert_eq!(links.users(&second, other).unwrap().len(), 2);
+        assert!(!links.claim(&second, other).unwrap());
+        assert_eq!(links.unused(&CANDIDATES, other).unwrap(), Some(third));
+        links.down("hab12-1", OWNER).unwrap();
+        for _ in 0..2 {
+            links.give_up(&second, one).unwrap();
+        }
+        assert!(links.claim(&second, other).unwrap());
     });
 }
 

@@ -35,6 +35,8 @@ const USAGE: i32 = 2;
 pub(super) const AGENT_FD: i32 = 3;
 pub(super) const MONITOR_FD: i32 = 4;
 pub(super) const EVENTS_FD: i32 = 5;
+/// The machine's tap. It is held, and no frame is read from it: a stub's guest has the host's network.
+pub(super) const TAP_FD: i32 = 6;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]

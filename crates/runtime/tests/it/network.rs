@@ -198,7 +198,7 @@ fn a_tap_that_is_not_the_machines_is_refused() {
 
 #[tokio::test]
 async fn a_runtime_without_taps_says_so() {
-    for name in ["stub", "docker", "virtualbox"] {
+    for name in ["docker", "virtualbox"] {
         let mut lab = Lab::bare(name);
         assert!(!lab.runtime.capabilities().network);
         lab.spec.nic = Nic::Tap {

@@ -281,6 +281,18 @@ fn check(figment: &Figment, key: &Key) -> Result<(), Error> {
                 .is_some_and(|text| text.parse::<super::Cpus>().is_ok()),
             "names no CPUs",
         ),
+        Shape::Range => (
+            value
+                .as_str()
+                .is_some_and(|text| text.parse::<hutch_engine::Cidr>().is_ok()),
+            "is no range of addresses",
+        ),
+        Shape::Ranges => (
+            value
+                .as_str()
+                .is_some_and(|text| super::ranges(text).is_some()),
+            "has what is no range of addresses",
+        ),
         Shape::Number(range) => (
             number().is_some_and(|number| range.contains(&number)),
             "is out of range",

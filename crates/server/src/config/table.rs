@@ -14,6 +14,10 @@ pub(super) enum Shape {
     Number(RangeInclusive<u64>),
     /// Numbers of CPUs.
     Cpus,
+    /// A range of addresses.
+    Range,
+    /// Several.
+    Ranges,
 }
 
 impl Shape {
@@ -27,6 +31,8 @@ impl Shape {
                 format!("a whole number from {} to {}", range.start(), range.end())
             }
             Shape::Cpus => "numbers of CPUs such as 0-3,8".to_owned(),
+            Shape::Range => "a range of addresses such as 10.20.0.0/16".to_owned(),
+            Shape::Ranges => "ranges of addresses such as 10.0.0.0/8,fd00::/8".to_owned(),
         }
     }
 }
@@ -61,7 +67,7 @@ const fn key(path: &'static str, shape: Shape, also: &'static [&'static str]) ->
 }
 
 /// All of them.
-pub(super) const KEYS: [Key; 30] = [
+pub(super) const KEYS: [Key; 36] = [
     key("listen", Shape::Text, &[]),
     key("data_dir", Shape::Text, &["DATA_DIR"]),
     key("cache_dir", Shape::Text, &[]),
@@ -97,6 +103,24 @@ pub(super) const KEYS: [Key; 30] = [
     ),
     key("runtime.virtualbox_base", Shape::Text, &[]),
     key("runtime.virtualbox_home", Shape::Text, &["VBOX_USER_HOME"]),
+    key(
+        "network.mode",
+        Shape::Word(&["auto", "routed", "none"]),
+        &[],
+    ),
+    key("network.subnet", Shape::Range, &["NETWORK_SUBNET"]),
+    key("network.private", Shape::Ranges, &[]),
+    key("network.connections", Shape::Number(1..=1 << 24), &[]),
+    key(
+        "network.out_bytes_per_s",
+        Shape::Number(65_536..=1 << 40),
+        &[],
+    ),
+    key(
+        "network.in_bytes_per_s",
+        Shape::Number(65_536..=1 << 40),
+        &[],
+    ),
     // A machine's slot is a u16.
     key(
         "limits.machines",

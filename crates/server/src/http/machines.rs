@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use hutch_contract::machine::{CreateMachine, Machine, Status};
+use hutch_contract::network::NetworkPolicy;
 use hutch_contract::page::{DEFAULT_LIMIT, Page};
 use hutch_engine::{Admitted, ListMachines, Target};
 use serde::Deserialize;
@@ -24,6 +25,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(start))
         .routes(routes!(stop))
         .routes(routes!(restart))
+        .routes(routes!(set_network))
         .routes(routes!(wait))
         .routes(routes!(logs))
 }
@@ -253,6 +255,23 @@ level!(
     "Restart a machine",
     "It runs again."
 );
+
+/// Give a machine another network policy
+///
+/// It holds for the next packet. Connections that it denies are ended, others go on. What is left out gets its default.
+#[utoipa::path(put, path = "/v1/machines/{id}/network", tag = "machines", request_body = NetworkPolicy,
+    params(("id" = String, Path, description = "Id or name.")),
+    responses((status = 200, description = "The policy holds.", body = Machine)))]
+async fn set_network(
+    State(app): State<App>,
+    Caller(who): Caller,
+    Path(reference): Path<String>,
+    Json(policy): Json<NetworkPolicy>,
+) -> Result<axum::Json<Machine>, Failure> {
+    let engine = app.engine.clone();
+    let changed = app.to_its_end(async move { engine.set_network(&who, &reference, policy).await });
+    Ok(axum::Json(changed.await?))
+}
 
 /// What can be waited for.
 #[derive(Clone, Copy, Deserialize, ToSchema)]

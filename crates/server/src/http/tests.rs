@@ -40,6 +40,8 @@ impl Bench {
         let environment = [
             ("HOME", home.as_str()),
             ("HUTCH_KERNEL", "/nowhere/kernel.deb"),
+            // The host's own network is left alone.
+            ("HUTCH_NETWORK_MODE", "none"),
         ];
         let environment = environment
             .map(|(name, value)| (name.into(), value.into()))

@@ -34,6 +34,8 @@ impl Home {
             // Nothing here boots a kernel, and none must be downloaded.
             ("HUTCH_KERNEL", "/nowhere/kernel.deb".to_owned()),
             ("HUTCH_RUNTIME_PROGRAMS_STUB", at("hutch-stub-vmm")),
+            // The host's own network is left alone.
+            ("HUTCH_NETWORK_MODE", "none".to_owned()),
             ("HUTCH_LIMITS_DISK_RESERVE_MIB", "0".to_owned()),
         ];
         let fixed = fixed.iter().map(|(name, value)| (*name, value.as_str()));

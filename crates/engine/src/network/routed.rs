@@ -1,0 +1,321 @@
+//! Machines that the host routes for: their taps and the firewall, as their records say.
+//!
+//! One lock holds everything, so that what is applied is never older than what was applied before; the calls to the
+//! kernel below it take about a millisecond.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hutch_net::address::{Addresses, GATEWAY};
+use hutch_net::cidr::Cidr;
+use hutch_net::elements::{self, Limits};
+use hutch_net::firewall::{Config, Firewall, Verified};
+use hutch_net::link::{Links, mtu};
+use hutch_net::rules::Rules;
+use tracing::{error, info, warn};
+
+use super::policy::{Member, machines};
+use crate::Error;
+use crate::config::NetworkConfig;
+
+/// Between two looks at the firewall when no event says that somebody changed it, and at the uplinks.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// The routed network of an instance.
+pub(crate) struct Routed {
+    number: NonZeroU16,
+    addresses: Addresses,
+    limits: Limits,
+    inner: Mutex<Inner>,
+    /// Set once; the keeper then ends at its next look.
+    ended: AtomicBool,
+}
+
+struct Inner {
+    links: Links,
+    firewall: Firewall,
+    members: BTreeMap<String, (elements::Machine, Member)>,
+    mtu: u32,
+}
+
+/// What a machine is told of its network.
+#[derive(Debug, Clone)]
+pub(crate) struct Card {
+    pub machine: elements::Machine,
+    pub mtu: u32,
+    pub ipv6: bool,
+}
+
+/// What an instance is on its host.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    /// Tells its connections and networks from those of others.
+    pub number: NonZeroU16,
+    pub tag: String,
+    /// For whoever finds what is ours.
+    pub instance: String,
+}
+
+impl Routed {
+    /// Takes over what is there of this instance, with just these machines in the firewall.
+    pub fn open(
+        config: &NetworkConfig,
+        identity: &Identity,
+        mut links: Links,
+        addresses: Addresses,
+        members: impl IntoIterator<Item = (u16, Member)>,
+    ) -> Result<Arc<Routed>, Error> {
+        links.forward()?;
+        let uplinks = links.uplinks()?;
+        let limits = Limits {
+            connections: config.connections,
+            out_bytes: config.out_bytes_per_s,
+            in_bytes: config.in_bytes_per_s,
+        };
+        let members: BTreeMap<_, _> = members
+            .into_iter()
+            .filter_map(|(slot, member)| {
+                let machine = addresses.machine(slot)?;
+                Some((machine.label.clone(), (machine, member)))
+            })
+            .collect();
+        let firewall = Firewall::open(
+            Config {
+                rules: Rules {
+                    tag: identity.tag.clone(),
+                    gateway: GATEWAY,
+                    dns_port: None,
+                    host_networks: config.private.clone(),
+                },
+                instance: identity.instance.clone(),
+                number: identity.number,
+                own: true,
+            },
+            machines(&members, members.keys().cloned(), limits),
+        )?;
+        Ok(Arc::new(Routed {
+            number: identity.number,
+            addresses,
+            limits,
+            inner: Mutex::new(Inner {
+                links,
+                firewall,
+                members,
+                mtu: mtu(&uplinks),
+            }),
+            ended: AtomicBool::new(false),
+        }))
+    }
+
+    /// The network that machines are in.
+    pub fn network(&self) -> Cidr {
+        self.addresses.ipv4()
+    }
+
+    /// The addresses of a slot.
+    pub fn machine(&self, slot: u16) -> Option<elements::Machine> {
+        self.addresses.machine(slot)
+    }
+
+    /// The highest slot that has addresses.
+    pub fn last_slot(&self) -> u16 {
+        self.addresses.last_slot()
+    }
+
+    /// Whether machines have IPv6 among themselves and to the host.
+    pub fn ipv6(&self) -> bool {
+        self.inner().links.ipv6()
+    }
+
+    /// Lets a machine's packets through as its policy says, then brings its tap up. What is so already stays. `member`
+    /// is asked below the lock, so that a policy that is changed meanwhile is not undone.
+    pub fn up(
+        &self,
+        slot: u16,
+        owner: u32,
+        member: impl FnOnce() -> Option<Member>,
+    ) -> Result<Option<Card>, Error> {
+        let machine = self.addresses.machine(slot);
+        let machine = machine.ok_or_else(|| self.no_room())?;
+        let mut inner = self.inner();
+        let Some(member) = member() else {
+            return Ok(None);
+        };
+        let alias = member.id.to_string();
+        self.apply(&mut inner, &machine, Some(member))?;
+        let mtu = inner.mtu;
+        inner.links.up(&machine, owner, mtu, &alias)?;
+        Ok(Some(Card {
+            machine,
+            mtu,
+            ipv6: inner.links.ipv6(),
+        }))
+    }
+
+    /// What a machine that is up is told.
+    pub fn card(&self, slot: u16) -> Option<Card> {
+        let inner = self.inner();
+        Some(Card {
+            machine: self.addresses.machine(slot)?,
+            mtu: inner.mtu,
+            ipv6: inner.links.ipv6(),
+        })
+    }
+
+    /// Applies a machine's policy as it is now, when it has a network.
+    pub fn renew(&self, slot: u16, member: impl FnOnce() -> Option<Member>) -> Result<(), Error> {
+        let Some(machine) = self.addresses.machine(slot) else {
+            return Ok(());
+        };
+        let mut inner = self.inner();
+        match member() {
+            Some(member) if inner.members.contains_key(&machine.label) => {
+                self.apply(&mut inner, &machine, Some(member))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a machine's tap, its elements in the firewall and its connections. Its VMM is gone.
+    pub fn down(&self, slot: u16, owner: u32) -> Result<(), Error> {
+        let Some(machine) = self.addresses.machine(slot) else {
+            return Ok(());
+        };
+        let mut inner = self.inner();
+        inner.links.down(&machine.label, owner)?;
+        self.apply(&mut inner, &machine, None)?;
+        inner.firewall.forget_connections(slot)?;
+        Ok(())
+    }
+
+    /// Removes the taps of slots that have no machine: what a crash left.
+    pub fn remove_strays(&self, owner: impl Fn(u16) -> u32) -> Result<(), Error> {
+        let mut inner = self.inner();
+        let prefix = inner.firewall.prefix();
+        for name in inner.links.names(&prefix)? {
+            if inner.members.contains_key(&name) {
+                continue;
+            }
+            let slot = name
+                .strip_prefix(&prefix)
+                .and_then(|slot| slot.parse().ok());
+            let Some(slot) = slot else {
+                warn!(name, "an interface with a name like ours is none of ours");
+                continue;
+            };
+            warn!(name, "removing the tap of no machine");
+            inner.links.down(&name, owner(slot))?;
+            inner.firewall.forget_connections(slot)?;
+        }
+        Ok(())
+    }
+
+    /// Puts right what others changed, as soon as the kernel tells of it, until [`Routed::end`]. Blocks.
+    pub fn keep(&self) {
+        let mut events = match self.inner().firewall.events() {
+            Ok(events) => events,
+            Err(error) => {
+                error!(error = %Error::from(error).chain(), "changes of the firewall by others are not told");
+                return;
+            }
+        };
+        while !self.ended.load(Ordering::Acquire) {
+            if let Err(error) = events.wait(LOOK_AGAIN) {
+                warn!(%error, "changes of the firewall by others are not told");
+                std::thread::sleep(LOOK_AGAIN);
+            }
+            let mut inner = self.inner();
+            if self.ended.load(Ordering::Acquire) {
+                return;
+            }
+            match inner.firewall.verify() {
+                Ok(Verified::Sound) => {}
+                Ok(Verified::Repaired) => {
+                    warn!("somebody changed the firewall of machines: it is as it should be again");
+                }
+                Err(error) => {
+                    error!(error = %Error::from(error).chain(), "the firewall of machines is not as it should be");
+                }
+            }
+            if let Ok(uplinks) = inner.links.uplinks() {
+                inner.mtu = mtu(&uplinks);
+            }
+        }
+    }
+
+    /// Ends the keeper. Without a machine, nothing of the network stays on the host.
+    pub fn end(&self) {
+        let mut inner = self.inner();
+        self.ended.store(true, Ordering::Release);
+        if !inner.members.is_empty() {
+            return;
+        }
+        let network = self.addresses.ipv4();
+        let removed = inner.firewall.destroy().map_err(Error::from);
+        let removed = removed.and_then(|()| Ok(inner.links.give_up(&network, self.number)?));
+        match removed {
+            Ok(()) => info!("the network of machines is taken down, since there is none"),
+            Err(error) => {
+                warn!(error = %error.chain(), "the network of machines cannot be taken down")
+            }
+        }
+    }
+
+    /// Remembers a machine, or forgets one, and changes in the firewall whomever that concerns.
+    fn apply(
+        &self,
+        inner: &mut Inner,
+        machine: &elements::Machine,
+        member: Option<Member>,
+    ) -> Result<(), Error> {
+        let label = machine.label.clone();
+        let before = inner.members.get(&label).map(|(_, member)| member.clone());
+        let mut concerned: Vec<String> = inner
+            .members
+            .iter()
+            .filter(|(other, (_, its))| {
+                **other != label
+                    && (before.iter().chain(&member)).any(|member| member.shares_a_group(its))
+            })
+            .map(|(label, _)| label.clone())
+            .collect();
+        match member {
+            Some(member) => {
+                inner
+                    .members
+                    .insert(label.clone(), (machine.clone(), member));
+                concerned.push(label);
+            }
+            None => {
+                inner.firewall.remove(&label)?;
+                inner.members.remove(&label);
+            }
+        }
+        for wanted in machines(&inner.members, concerned, self.limits) {
+            let there = inner.firewall.machines().get(&wanted.label);
+            match there.map(|there| *there == wanted) {
+                Some(true) => {}
+                Some(false) => inner.firewall.set_policy(&wanted.label, wanted.policy)?,
+                None => inner.firewall.add(wanted)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn no_room(&self) -> Error {
+        Error::Exhausted {
+            what: "addresses",
+            need: 1,
+            have: 0,
+            unit: "addresses",
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // A panic below it leaves what the kernel has; the keeper puts the rest right.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
