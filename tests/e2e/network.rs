@@ -1,12 +1,16 @@
 //! What machines reach, and what reaches them: in a world of the test's own.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use hutch_contract::machine::CreateMachine;
 use hutch_contract::network::{Egress, NetworkMode, NetworkPolicy};
+use hutch_netlink::nft::{Batch, Family, Nft, Table};
+use hutch_netlink::{Protocol, Socket, route};
 use hutch_tests::world::{HOST, METADATA, OTHER, PRIVATE, PUBLIC, World};
 use hutch_tests::{Lab, Runtime, lab};
 
+const LIMIT: Duration = Duration::from_secs(120);
 const PORT: u16 = 7000;
 /// The host's address on the guest's link.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
@@ -26,8 +30,7 @@ async fn create(lab: &Lab, name: &str, policy: NetworkPolicy) -> Ipv4Addr {
         network: policy,
         ..lab.request(name)
     };
-    let limit = std::time::Duration::from_secs(280);
-    let created = lab.client().create(&request, None, Some(limit)).await;
+    let created = lab.client().create(&request, None, Some(LIMIT)).await;
     let machine = created.unwrap_or_else(|error| panic!("{error}\n{}", lab.log()));
     let network = machine.network.unwrap();
     assert_eq!(network.mode, NetworkMode::Routed);
@@ -136,5 +139,145 @@ async fn machines_of_a_group_find_each_other_with_qemu() {
         .await
         .unwrap();
     assert!(hears(&lab, "web", base, PORT).await);
+    lab.finish().await;
+}
+
+/// What nf_tables of the world's host holds of ours, and its taps.
+fn ours(world: &World) -> Vec<String> {
+    world.on_host(|| {
+        let mut nft = Nft::open().unwrap();
+        let tables = [Family::Inet, Family::Arp].map(|family| nft.tables(family).unwrap());
+        let mut route = Socket::open(Protocol::Route).unwrap();
+        let taps = route::links(&mut route, "h").unwrap();
+        let routes = route::destinations(&mut route).unwrap().into_iter();
+        let routes = routes.filter(|route| route.protocol == 0x68);
+        let mut all = tables.concat();
+        all.extend(taps.into_iter().map(|link| link.name));
+        all.extend(routes.map(|route| format!("{:?}", route.to)));
+        all
+    })
+}
+
+#[tokio::test]
+async fn two_hundred_rounds_leave_nothing() {
+    let Some(world) = World::new() else { return };
+    let lab = lab!(Runtime::Stub).inside(&world).start().await;
+    lab.busybox().await;
+    let before = ours(&world);
+    for round in 0..10 {
+        let names: Vec<_> = (0..20).map(|n| format!("m{round}-{n}")).collect();
+        let client = lab.client();
+        let made = names.iter().map(|name| lab.create(name));
+        for machine in futures::future::join_all(made).await {
+            let network = machine.network.unwrap();
+            assert!(network.ipv4.is_some(), "{network:?}");
+        }
+        assert_eq!(
+            ours(&world).len(),
+            before.len() + 3 * 20,
+            "taps and their routes"
+        );
+        let gone = names.iter().map(|name| client.delete(name, Some(LIMIT)));
+        for gone in futures::future::join_all(gone).await {
+            gone.unwrap();
+        }
+        assert_eq!(ours(&world), before);
+    }
+    let table = world.on_host(|| elements(&world_table(&before)));
+    assert_eq!(table, 0, "elements of machines that are gone");
+    lab.finish().await;
+    assert_eq!(
+        ours(&world),
+        [""; 0],
+        "a server without machines takes its network along"
+    );
+}
+
+fn world_table(all: &[String]) -> String {
+    let table = all.iter().find(|name| name.starts_with("hutch_"));
+    table.expect("the firewall is there").clone()
+}
+
+/// Elements of the sets that machines are in.
+fn elements(name: &str) -> usize {
+    let mut nft = Nft::open().unwrap();
+    let table = Table {
+        family: Family::Inet,
+        name: name.to_owned(),
+    };
+    let sets = [
+        "from4",
+        "from6",
+        "machines4",
+        "mark4",
+        "egress4",
+        "in4",
+        "out4",
+        "spoofed",
+    ];
+    let count = sets.map(|set| nft.elements(&table, set).unwrap().len());
+    count.into_iter().sum()
+}
+
+#[tokio::test]
+async fn what_somebody_flushed_comes_back() {
+    let Some(world) = World::new() else { return };
+    let lab = lab!(Runtime::Stub).inside(&world).start().await;
+    lab.busybox().await;
+    lab.create("one").await;
+    let before = ours(&world);
+    let table = world_table(&before);
+    // As another program would: the kernel lets nobody but the owner (Linux 6.9), and then it must not be needed.
+    let flushed = world.on_host(|| {
+        let mut batch = Batch::default();
+        for family in [Family::Inet, Family::Arp] {
+            batch.delete_table(&Table {
+                family,
+                name: table.clone(),
+            });
+        }
+        Nft::open().unwrap().commit(&batch, None)
+    });
+    if let Err(error) = flushed {
+        assert_eq!(error.errno(), Some(rustix::io::Errno::PERM), "{error}");
+    }
+    hutch_tests::wait_until("the rules are back", LIMIT, async || {
+        ours(&world) == before && world.on_host(|| elements(&table)) >= 8
+    })
+    .await;
+    lab.finish().await;
+}
+
+#[tokio::test]
+async fn connections_outlive_a_crash_of_the_server_with_qemu() {
+    let Some(world) = World::new() else { return };
+    let public = world.serve(PUBLIC, PORT);
+    let mut lab = lab!(Runtime::Qemu).inside(&world).start().await;
+    lab.busybox().await;
+    create(&lab, "one", NetworkPolicy::default()).await;
+    let talk = format!(
+        "(while true; do echo line; sleep 0.1; done | nc {PUBLIC} {PORT}) >/dev/null 2>&1 &"
+    );
+    lab.sh("one", &talk).await;
+    let more = async |than: usize| {
+        hutch_tests::wait_until("lines come", LIMIT, async || {
+            public.lines().len() > than + 3
+        })
+        .await;
+    };
+    more(0).await;
+    let before = ours(&world);
+    lab.kill().await;
+    more(public.lines().len()).await;
+    lab.restart().await;
+    more(public.lines().len()).await;
+    assert_eq!(public.count(), 1, "it is one connection");
+    assert_eq!(ours(&world), before);
+    assert!(hears(&lab, "one", PUBLIC, PORT).await);
+    world.serve(PRIVATE, PORT);
+    assert!(
+        !hears(&lab, "one", PRIVATE, PORT).await,
+        "the policy is as before"
+    );
     lab.finish().await;
 }

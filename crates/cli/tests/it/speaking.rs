@@ -35,7 +35,7 @@ async fn every_command_has_a_line_of_help_and_examples() {
     }
     assert_eq!(
         seen,
-        1 + 17 + 5 + 2 + 1,
+        1 + 18 + 5 + 2 + 1,
         "commands, verbs of image, of runtime and of agent"
     );
 }

@@ -155,6 +155,7 @@ impl Bench {
                             Some("#/components/schemas/CreateMachine") => {
                                 r#"{"image":"no-such-thing"}"#
                             }
+                            Some("#/components/schemas/NetworkPolicy") => "{}",
                             Some("#/components/schemas/Exec") => r#"{"command":["true"]}"#,
                             Some("#/components/schemas/BootstrapImage") => {
                                 r#"{"distribution":"no-such-thing"}"#
