@@ -25,6 +25,18 @@ const TO_RUN: [Need; 4] = [
     need("cc", "gcc"),
 ];
 
+/// What some tests hold ours against, or run beside it.
+const TO_TEST: [Need; 5] = [
+    need("dockerd", "docker.io"),
+    need("nft", "nftables"),
+    need("ip", "iproute2"),
+    need("passt", "passt"),
+    need("pebble", "pebble"),
+];
+
+/// Likewise, and started by their packages where there is systemd.
+const SERVICES: [Need; 1] = [need("caddy", "caddy")];
+
 /// After that the package lists are loaded again before something is installed.
 const LISTS_AGE: Duration = Duration::from_secs(24 * 3600);
 const LISTS: &str = "/var/lib/apt/lists";
@@ -43,8 +55,8 @@ pub fn run(tests: bool) -> Result {
         .chain((!Path::new("/usr/include/stdio.h").exists()).then_some("libc6-dev"))
         .collect();
     packages(&missing)?;
-    if tests && which("dockerd").is_none() {
-        docker();
+    if tests {
+        for_tests();
     }
     if tests && which("cargo-nextest").is_none() {
         eprintln!("cargo-nextest is missing and is built now: this takes some minutes, once");
@@ -53,15 +65,33 @@ pub fn run(tests: bool) -> Result {
     Ok(())
 }
 
-/// For the tests of one runtime only: they say what they skip without it.
-fn docker() {
+/// For some tests only: they say what they skip without it.
+fn for_tests() {
+    let missing = |needs: &[Need]| -> Vec<&'static str> {
+        let missing = needs.iter().filter(|need| which(need.program).is_none());
+        missing.map(|need| need.package).collect()
+    };
+    let mut wanted = missing(&TO_TEST);
+    let services = missing(&SERVICES);
+    match Path::new("/run/systemd/system").exists() {
+        // There the package would start a server on the user's ports.
+        true if !services.is_empty() => {
+            let names = services.join(" ");
+            eprintln!("skipped: the installation of {names}, which would start as a service here");
+        }
+        _ => wanted.extend(services),
+    }
+    if wanted.is_empty() {
+        return;
+    }
     let id = output(&mut command("id", ["-u"])).unwrap_or_default();
     let installed = match id.trim() {
-        "0" => packages(&["docker.io"]),
+        "0" => packages(&wanted),
         _ => Err("only root can install and start it".into()),
     };
     if let Err(error) = installed {
-        eprintln!("skipped: the installation of docker.io, since {error}");
+        let names = wanted.join(" ");
+        eprintln!("skipped: the installation of {names}, since {error}");
     }
 }
 
