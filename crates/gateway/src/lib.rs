@@ -2,8 +2,9 @@
 //! starts it says by [`Machines`] what there is, who may come in, and how a port is reached.
 //!
 //! Reading order: [`Machines`], [`tcp`], then `http/serve.rs` (connections), `http/forward.rs` (requests) and what they
-//! ask: `http/route.rs`, `http/access.rs`, `http/headers.rs` are pure.
+//! ask: `http/route.rs`, `http/access.rs`, `http/headers.rs` are pure. [`caddy`] puts TLS in front of it.
 
+pub mod caddy;
 mod copy;
 pub mod http;
 pub mod limits;

@@ -98,7 +98,7 @@ pub fn tokens() -> Tokens {
     Tokens::new([9; 32])
 }
 
-/// A gateway for `vms.test`.
+/// A gateway, for `vms.test` unless said otherwise.
 pub struct Lab {
     pub town: Arc<Town>,
     pub gateway: Gateway,
@@ -114,9 +114,17 @@ impl Lab {
     pub async fn with(change: impl FnOnce(&mut HttpLimits)) -> Self {
         let mut limits = HttpLimits::default();
         change(&mut limits);
+        Self::start("vms.test", limits).await
+    }
+
+    pub async fn below(base_domain: &str) -> Self {
+        Self::start(base_domain, HttpLimits::default()).await
+    }
+
+    async fn start(base_domain: &str, limits: HttpLimits) -> Self {
         let town = Arc::new(Town::default());
         let config = HttpConfig {
-            base_domain: "vms.test".into(),
+            base_domain: base_domain.into(),
             tokens: tokens(),
             limits,
         };
