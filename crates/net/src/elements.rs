@@ -7,6 +7,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 use hutch_netlink::nft::{Data, Element, Expression, Family, Verdict, concatenated};
 
 use crate::cidr::{Cidr, without_nested};
+use crate::domain::{Domain, Domains, Judgement};
 use crate::private::{METADATA, is_private};
 use crate::rules::octets;
 
@@ -42,6 +43,8 @@ pub struct Policy {
     pub deny: Vec<Cidr>,
     /// Machines that it may talk to. They may talk to it if their policies say so.
     pub peers: Vec<Peer>,
+    /// Names that it may, or may not, reach. With any, all its questions about names come to our resolver.
+    pub domains: Domains,
 }
 
 /// What a machine may use up; `None` is without limit.
@@ -76,6 +79,9 @@ pub struct Machine {
     pub limits: Limits,
 }
 
+/// Ports where other resolvers are asked.
+pub(crate) const RESOLVERS: [u16; 2] = [53, 853];
+
 /// Elements by table and set.
 pub type Elements = BTreeMap<(Family, String), BTreeSet<Element>>;
 
@@ -86,21 +92,54 @@ pub fn mark(instance: NonZeroU16, slot: u16) -> NonZeroU32 {
 }
 
 impl Policy {
-    /// Whether a connection to an address that is no machine's and not the host's may be, as the rules decide it.
+    /// Whether a connection to an address that is no machine's and not the host's may be, as the rules decide it about
+    /// an address of which no name is known.
     pub fn allows(&self, to: IpAddr, host_networks: &[Cidr]) -> bool {
+        self.allows_by_name(to, Judgement::Unnamed, host_networks)
+    }
+
+    /// The same about an address that is known to the rules by a name.
+    pub fn allows_by_name(&self, to: IpAddr, name: Judgement, host_networks: &[Cidr]) -> bool {
         let within = |ranges: &[Cidr]| ranges.iter().any(|range| range.contains(to));
         if METADATA.contains(&to) {
             return within(&self.allow);
         }
-        if within(&self.deny) {
+        if within(&self.deny) || name == Judgement::Denied {
             return false;
         }
         within(&self.allow)
+            || name == Judgement::Allowed
             || match self.egress {
                 Egress::Open => true,
                 Egress::Public => !is_private(to) && !within(host_networks),
                 Egress::None => false,
             }
+    }
+
+    /// Whether connections to this port go to our resolver or nowhere, unless a range allows them: with rules about
+    /// names, nobody else is asked about names. 53 is DNS, 853 is DNS over TLS or QUIC.
+    pub fn forbids_port(&self, to: IpAddr, port: u16) -> bool {
+        let allowed = self.allow.iter().any(|range| range.contains(to));
+        let redirected = port == 53 && to.is_ipv4();
+        RESOLVERS.contains(&port) && !self.domains.is_empty() && (redirected || !allowed)
+    }
+
+    /// Whether a name may be asked for. Without egress, only names that are allowed.
+    pub fn judge(&self, name: &Domain) -> Judgement {
+        match self.domains.judge(name) {
+            Judgement::Unnamed if self.egress == Egress::None => Judgement::Denied,
+            judgement => judgement,
+        }
+    }
+
+    /// Whether an address in an answer may be told to the machine, and opened because of its name. A name of somebody
+    /// else's that leads to private addresses, metadata or the host's networks does not, unless the machine may reach
+    /// these without any name.
+    pub fn believes(&self, answer: IpAddr, host_networks: &[Cidr]) -> bool {
+        let special = is_private(answer)
+            || METADATA.contains(&answer)
+            || host_networks.iter().any(|range| range.contains(answer));
+        !special || self.allows(answer, host_networks)
     }
 
     /// Whether a connection to another machine may be.
@@ -111,7 +150,7 @@ impl Policy {
 
     /// The chain that decides.
     fn chain(&self) -> &'static str {
-        let own = !(self.allow.is_empty() && self.deny.is_empty());
+        let own = !(self.allow.is_empty() && self.deny.is_empty() && self.domains.is_empty());
         match (self.egress, own) {
             (Egress::Open, false) => "open",
             (Egress::Public, false) => "public",
@@ -147,6 +186,9 @@ pub fn elements(machine: &Machine, instance: NonZeroU16) -> Elements {
         let mut add = |set: &str, element| add(Family::Inet, format!("{set}{number}"), element);
         for set in ["out", "in", "machines"] {
             add(set, key());
+        }
+        if !machine.policy.domains.is_empty() {
+            add("dns_forced", key());
         }
         add("mark", key().with(mark.clone()));
         add("egress", key().with(chain.clone()));
@@ -286,7 +328,7 @@ mod tests {
                 egress,
                 allow: ranges(allow),
                 deny: ranges(deny),
-                peers: Vec::new(),
+                ..Policy::default()
             };
             policy.allows(to.parse().unwrap(), &ranges(&["192.0.2.0/24"]))
         };

@@ -1,6 +1,7 @@
 //! The firewall of an instance in this network namespace: its tables, kept as they should be.
 
 mod keep;
+mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -53,6 +54,12 @@ pub enum Error {
         label: String,
         /// Who has it.
         other: String,
+    },
+    /// Its questions to the resolver lead to no end of addresses.
+    #[error("{label} has learned too many addresses of names")]
+    Crowded {
+        /// Which machine.
+        label: String,
     },
     /// It has not been added.
     #[error("the firewall has no machine {label}")]
@@ -147,6 +154,8 @@ pub struct Firewall {
     /// Begins with the instance's name and ends with the rules' version.
     comment: String,
     machines: BTreeMap<String, Machine>,
+    /// What the resolver told them.
+    learned: names::Learned,
     /// nf_tables' generation at which all was seen to be as it should be.
     sound: Option<u32>,
     /// The rules as the kernel showed them when they had been made.
@@ -176,6 +185,7 @@ impl Firewall {
             comment: keep::comment(&config),
             config,
             machines: BTreeMap::new(),
+            learned: names::Learned::default(),
             sound: None,
             rules: Default::default(),
             base: BTreeMap::new(),
@@ -185,6 +195,7 @@ impl Firewall {
             firewall.check(&machine)?;
             firewall.machines.insert(machine.label.clone(), machine);
         }
+        firewall.read_learned()?;
         firewall.rebuild()?;
         Ok(firewall)
     }
@@ -235,7 +246,9 @@ impl Firewall {
         done.map_err(|source| self.failed(source))
     }
 
-    /// Gives a machine another policy, which holds for the next packet, and ends the connections that it denies.
+    /// Gives a machine another policy, which holds for the next packet, and ends the connections that it denies. What
+    /// the machine has learned from the resolver is judged anew by its names; what it learned before this server
+    /// started has none, and is forgotten.
     ///
     /// # Errors
     /// There is no such machine, or the kernel refuses.
@@ -396,6 +409,9 @@ impl Firewall {
             gone.push(old);
             new.push(wanted);
         }
+        let (moves, known) = self.relearn(&changes)?;
+        gone.push(moves.gone);
+        new.push(moves.new);
         let mut batch = Batch::default();
         gone.iter()
             .for_each(|elements| self.delete(&mut batch, elements));
@@ -415,6 +431,7 @@ impl Firewall {
             for (label, machine) in before {
                 self.replace(label, machine);
             }
+            self.learned.restore(known);
         }
         done
     }
@@ -455,9 +472,14 @@ impl Firewall {
         let networks = &self.config.rules.host_networks;
         let denied = all.iter().filter(|connection| {
             let to = connection.destination;
+            let port = connection.port.unwrap_or(0);
             let allowed = match machines.contains(&to) {
                 true => machine.policy.allows_machine(to),
-                false => machine.policy.allows(to, networks),
+                false => {
+                    let name = self.learned.judgement(label, to);
+                    machine.policy.allows_by_name(to, name, networks)
+                        && !machine.policy.forbids_port(to, port)
+                }
             };
             own.contains(&connection.source) && to != gateway && !allowed
         });

@@ -13,9 +13,10 @@ use hutch_netlink::nft::{
 };
 
 use crate::cidr::{Cidr, without_nested};
+use crate::elements::RESOLVERS;
 use crate::private::{METADATA, PRIVATE4, PRIVATE6};
-pub(crate) use words::octets;
 use words::*;
+pub(crate) use words::{NAME_IDLE_MS, octets};
 
 /// What the rules of one instance differ in from those of another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,6 +131,8 @@ impl Rules {
             // These, listeners' reports and router solicitations.
             (interval("neighbours_say", &[Icmpv6]), neighbours.concat()),
             (set("nd", &[Icmpv6]), numbers(&[135, 136])),
+            // Where other resolvers are asked.
+            (set("resolvers", &[Service]), ports(&RESOLVERS)),
             (
                 map("dns", Service, Value::Of(Service)),
                 dns.into_iter().collect(),
@@ -154,6 +157,8 @@ impl Rules {
             ("conns", one),
             // Whose packets go out under the host's address.
             ("machines", one),
+            // All of whose questions about names go to our resolver.
+            ("dns_forced", one),
         ] {
             sets.push((make(&format!("{name}4"), Ipv4), vec![]));
             sets.push((make(&format!("{name}6"), Ipv6), vec![]));
@@ -176,8 +181,6 @@ impl Rules {
             noname.timeout = true;
             sets.push((noname, vec![]));
         }
-        // Machines all of whose questions go to our resolver.
-        sets.push((set("dns_forced", &[Ipv4]), vec![]));
         sets
     }
 
@@ -191,14 +194,7 @@ impl Rules {
             [from_tap(), of, l4(protocol), port, to].concat()
         };
         let asked_gateway = || [v4(), gateway()].concat();
-        let forced = || {
-            [
-                v4(),
-                load(Base::Network, V4.source, 4),
-                vec![lookup("dns_forced")],
-            ]
-            .concat()
-        };
+        let forced = || V4.source_in("dns_forced");
         let dns_answer = |protocol: u8| {
             let translated = bits(Conntrack::Status, Conntrack::DESTINATION_TRANSLATED);
             let port = load(Base::Transport, 2, 2);
@@ -384,6 +380,9 @@ impl Rules {
                     both(|ip| [ip.pair_in("deny"), goto("refused")].concat()),
                     both(|ip| [ip.pair_in("noname"), goto("refused")].concat()),
                     both(|ip| [ip.pair_in("allow"), accept()].concat()),
+                    // What was not redirected to our resolver.
+                    both(|ip| asks_others(ip, TCP)),
+                    both(|ip| asks_others(ip, UDP)),
                     // What is in use stays open, whatever the name's time to live.
                     both(|ip| {
                         let again = Expression::Update(ip.named("names"), REGISTER, NAME_IDLE_MS);
@@ -461,6 +460,13 @@ impl Rules {
             Expression::Cmp(REGISTER, Compare::Equal, prefix),
         ]
     }
+}
+
+/// Refuses machines with rules about names other resolvers.
+fn asks_others(ip: &Ip, protocol: u8) -> Rule {
+    let port = [load(Base::Transport, 2, 2), vec![lookup("resolvers")]].concat();
+    let forced = ip.source_in("dns_forced");
+    [forced, l4(protocol), port, goto("refused")].concat()
 }
 
 /// What of a machine's own packets is dropped although it does not lie about who it is.

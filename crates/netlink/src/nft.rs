@@ -353,6 +353,29 @@ impl Nft {
         Ok(found)
     }
 
+    /// One element of a set, if it is there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn element(
+        &mut self,
+        table: &Table,
+        set: &str,
+        element: &Element,
+    ) -> Result<Option<Found>> {
+        let mut messages = Vec::new();
+        let start = || table.message("find an element", GET_ELEMENTS, 0);
+        elements_message(&mut messages, start, set, [element], false);
+        let Some(message) = messages.first() else {
+            return Ok(None);
+        };
+        let reply = self.0.get(message)?;
+        let list = reply.as_ref().and_then(|reply| reply.body.get(4..));
+        let list = list.and_then(|rest| find(rest, set::ELEMENTS));
+        let first = attributes(list.unwrap_or_default()).next();
+        Ok(first.and_then(|(_, element)| Found::read(element)))
+    }
+
     fn names(
         &mut self,
         message: &Message,

@@ -85,6 +85,8 @@ impl Firewall {
                 Err(error) => match error.errno() {
                     // Somebody was faster.
                     Some(Errno::RESTART | Errno::AGAIN | Errno::INTR) => continue,
+                    // An element has just gone by itself.
+                    Some(Errno::NOENT) => continue,
                     Some(Errno::OPNOTSUPP | Errno::INVAL) if self.flags != 0 => {
                         self.flags = 0;
                         continue;
@@ -137,6 +139,7 @@ impl Firewall {
             let elements = crate::elements::elements(machine, self.config.number);
             self.insert(&mut batch, &elements);
         }
+        self.insert(&mut batch, &self.learned_elements());
         // Counters begin anew.
         self.base = self.last.clone();
         Ok(batch)
@@ -177,8 +180,7 @@ impl Firewall {
         Ok(gone.is_empty() && new.is_empty() && self.dump_rules()? == self.rules)
     }
 
-    /// Elements that are there and should not be, and the other way round. What the resolver adds, and what goes by
-    /// itself, is nobody's concern.
+    /// Elements that are there and should not be, and the other way round.
     fn drift(&mut self) -> Result<(Elements, Elements)> {
         let mut full = BTreeMap::new();
         let (mut there, mut bare) = (Elements::new(), Elements::new());
@@ -202,7 +204,7 @@ impl Firewall {
             bare.insert(place.clone(), plain.collect());
             full.insert(place, elements);
         }
-        let (gone, new) = difference(&there, &bare);
+        let (mut gone, new) = difference(&there, &bare);
         // With their expressions again.
         let mut add = Elements::new();
         for (place, keys) in new {
@@ -213,6 +215,9 @@ impl Firewall {
                 .filter(|element| keys.contains(&element.key));
             add.insert(place, elements.collect());
         }
+        let learned = self.learned_drift()?;
+        gone.extend(learned.gone);
+        add.extend(learned.new);
         Ok((gone, add))
     }
 

@@ -54,7 +54,7 @@ pub(super) const ADVERTISEMENT: u8 = 136;
 pub(super) const BURST: u32 = 5;
 /// Addresses of names that all machines together may have open.
 pub(super) const NAMES_MAX: u32 = 262_144;
-pub(super) const NAME_IDLE_MS: u64 = 15 * 60 * 1000;
+pub(crate) const NAME_IDLE_MS: u64 = 15 * 60 * 1000;
 
 impl Ip {
     pub(super) fn named(&self, set: &str) -> String {

@@ -5,6 +5,7 @@
 mod bed;
 mod frame;
 mod keeping;
+mod learning;
 mod links;
 mod policy;
 mod rules;

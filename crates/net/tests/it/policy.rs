@@ -38,7 +38,7 @@ fn addresses(texts: &[&str]) -> Vec<IpAddr> {
 
 /// Which of some addresses beyond the uplink a machine reaches now. Frames are dealt with in their order, so the last
 /// one, which always passes, tells that the others did not.
-fn reached(bed: &mut Bed, tap: &mut Wire, own: &Machine, all: &[IpAddr]) -> Vec<IpAddr> {
+pub fn reached(bed: &mut Bed, tap: &mut Wire, own: &Machine, all: &[IpAddr]) -> Vec<IpAddr> {
     let sentinel = machine(999);
     let mut last = bed.machine(&sentinel);
     for (number, to) in all.iter().enumerate() {
@@ -89,7 +89,7 @@ fn egress_is_what_the_policy_says() {
                 egress,
                 allow: ranges(allow),
                 deny: ranges(deny),
-                peers: Vec::new(),
+                ..Policy::default()
             };
             bed.firewall.set_policy(&own.label, policy).unwrap();
             reached(bed, &mut tap, &own, &all)

@@ -33,6 +33,7 @@ const ELEMENT_KEY: u16 = 1;
 const ELEMENT_DATA: u16 = 2;
 const ELEMENT_FLAGS: u16 = 3;
 const ELEMENT_TIMEOUT: u16 = 4;
+const ELEMENT_EXPIRATION: u16 = 5;
 const ELEMENT_EXPRESSION: u16 = 7;
 const ELEMENT_KEY_END: u16 = 10;
 const ELEMENT_EXPRESSIONS: u16 = 11;
@@ -285,6 +286,8 @@ pub struct Found {
     pub counted: Option<(u64, u64)>,
     /// How many expressions it has.
     pub expressions: usize,
+    /// Milliseconds for which it will stay, if it goes by itself.
+    pub expires: Option<u64>,
 }
 
 impl Found {
@@ -307,6 +310,7 @@ impl Found {
             element: read,
             counted: all.iter().find_map(|expression| counted(expression)),
             expressions: all.len(),
+            expires: find(element, ELEMENT_EXPIRATION).and_then(be64),
         })
     }
 }
