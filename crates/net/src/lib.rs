@@ -4,6 +4,7 @@ mod sys;
 
 pub mod address;
 pub mod cidr;
+pub mod dns;
 pub mod domain;
 pub mod elements;
 pub mod firewall;

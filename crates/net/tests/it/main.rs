@@ -3,11 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod bed;
+mod dns;
 mod frame;
 mod keeping;
 mod learning;
 mod links;
+mod names;
 mod policy;
+mod resolver;
 mod rules;
 mod spoofing;
 mod sys;
