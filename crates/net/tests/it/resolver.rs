@@ -34,6 +34,13 @@ struct Machines {
     recording: AtomicUsize,
 }
 
+impl Machines {
+    fn add(&self, number: u8, policy: Policy) {
+        let mut policies = self.policies.lock().unwrap();
+        policies.insert(machine(number), policy);
+    }
+}
+
 impl Directory for Machines {
     fn asker(&self, address: IpAddr) -> Option<Arc<Asker>> {
         let policy = self.policies.lock().unwrap().get(&address)?.clone();
@@ -115,7 +122,7 @@ impl Resolver {
     /// One machine with a policy.
     async fn new(policy: Policy) -> Self {
         let machines = Machines::default();
-        machines.policies.lock().unwrap().insert(machine(1), policy);
+        machines.add(1, policy);
         Self::with(Limits::default(), machines).await
     }
 
@@ -172,8 +179,7 @@ async fn an_answer_is_recorded_before_it_is_told() {
         takes: Duration::from_millis(50),
         ..Machines::default()
     };
-    let plain = Policy::default();
-    machines.policies.lock().unwrap().insert(machine(1), plain);
+    machines.add(1, Policy::default());
     let resolver = Resolver::with(Limits::default(), machines).await;
     let said = resolver.ask("Plain.Example.com", A).await;
     assert_eq!((said.code, said.addresses()), (NO_ERROR, vec![TEN]));
@@ -265,9 +271,7 @@ async fn own_names_are_ours_alone() {
     }
     assert_eq!(resolver.upstream.asked.lock().unwrap().len(), 0);
     // Another machine does not see it.
-    let mut policies = machines.policies.lock().unwrap();
-    policies.insert(machine(2), Policy::default());
-    drop(policies);
+    machines.add(2, Policy::default());
     let client = Client::new(machine(2), resolver.address()).await;
     client.send(&question(1, "web.hutch.internal", A)).await;
     assert_eq!(client.hear(PATIENCE).await.unwrap().code, NO_NAME);
@@ -293,11 +297,7 @@ async fn names_of_others_lead_to_no_private_address() {
 #[tokio::test]
 async fn lies_of_strangers_are_passed_over() {
     let machines = Machines::default();
-    machines
-        .policies
-        .lock()
-        .unwrap()
-        .insert(machine(1), Policy::default());
+    machines.add(1, Policy::default());
     let limits = Limits {
         server: Duration::from_millis(100),
         ..Limits::default()
@@ -326,11 +326,7 @@ async fn the_next_server_answers_when_the_first_does_not() {
     );
     let machines = Arc::new(Machines::default());
     *machines.outcome.lock().unwrap() = Some(Judgement::Unnamed);
-    machines
-        .policies
-        .lock()
-        .unwrap()
-        .insert(machine(1), Policy::default());
+    machines.add(1, Policy::default());
     // Nobody is at the first one at all.
     let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let nowhere = nobody.local_addr().unwrap();
@@ -374,8 +370,7 @@ async fn a_machine_gets_its_share_and_strangers_get_nothing() {
         ..Machines::default()
     };
     for number in [1, 2] {
-        let mut policies = machines.policies.lock().unwrap();
-        policies.insert(machine(number), Policy::default());
+        machines.add(number, Policy::default());
     }
     let limits = Limits {
         in_flight: 3,
@@ -410,11 +405,7 @@ async fn a_machine_gets_its_share_and_strangers_get_nothing() {
 #[tokio::test]
 async fn connections_are_few_and_end_when_nothing_is_said() {
     let machines = Machines::default();
-    machines
-        .policies
-        .lock()
-        .unwrap()
-        .insert(machine(1), Policy::default());
+    machines.add(1, Policy::default());
     let limits = Limits {
         connections: 2,
         idle: Duration::from_millis(500),
