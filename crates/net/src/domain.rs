@@ -69,6 +69,14 @@ pub enum Pattern {
 }
 
 impl Pattern {
+    /// Greater for the pattern that leaves less open, of two that match a name.
+    fn exactness(&self) -> (bool, usize) {
+        match self {
+            Self::Exact(_) => (true, 0),
+            Self::Below(zone) => (false, zone.0.len()),
+        }
+    }
+
     /// Whether a name is one of these.
     pub fn matches(&self, name: &Domain) -> bool {
         match self {
@@ -110,7 +118,8 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// What a policy says about names; a name that is in both lists is denied.
+/// What a policy says about names: of the patterns that match, the one that names it more exactly counts; one that is in
+/// both lists denies.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Domains {
     /// Names whose addresses may be reached, whatever the policy says about addresses that no range names.
@@ -127,11 +136,15 @@ impl Domains {
 
     /// What they say about a name.
     pub fn judge(&self, name: &Domain) -> Judgement {
-        let one_of = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(name));
-        if one_of(&self.deny) {
-            Judgement::Denied
-        } else if one_of(&self.allow) {
+        let best = |patterns: &[Pattern]| {
+            let matching = patterns.iter().filter(|pattern| pattern.matches(name));
+            matching.map(Pattern::exactness).max()
+        };
+        let (allow, deny) = (best(&self.allow), best(&self.deny));
+        if allow > deny {
             Judgement::Allowed
+        } else if deny.is_some() {
+            Judgement::Denied
         } else {
             Judgement::Unnamed
         }
@@ -232,17 +245,27 @@ mod tests {
     }
 
     #[test]
-    fn a_name_in_both_lists_is_denied() {
+    fn the_pattern_that_names_more_exactly_counts() {
         let domains = Domains {
-            allow: patterns(&["*.example.com", "example.com"]),
-            deny: patterns(&["bad.example.com"]),
+            allow: patterns(&[
+                "*.example.com",
+                "example.com",
+                "good.bad.example.com",
+                "same.org",
+            ]),
+            deny: patterns(&["bad.example.com", "*.bad.example.com", "*.com", "same.org"]),
         };
-        assert_eq!(domains.judge(&domain("example.com")), Judgement::Allowed);
-        assert_eq!(domains.judge(&domain("bad.example.com")), Judgement::Denied);
-        assert_eq!(
-            domains.judge(&domain("x.bad.example.com")),
-            Judgement::Allowed
-        );
-        assert_eq!(domains.judge(&domain("example.org")), Judgement::Unnamed);
+        for (name, judgement) in [
+            ("example.com", Judgement::Allowed),
+            ("www.example.com", Judgement::Allowed),
+            ("bad.example.com", Judgement::Denied),
+            ("x.bad.example.com", Judgement::Denied),
+            ("good.bad.example.com", Judgement::Allowed),
+            ("other.com", Judgement::Denied),
+            ("same.org", Judgement::Denied),
+            ("example.org", Judgement::Unnamed),
+        ] {
+            assert_eq!(domains.judge(&domain(name)), judgement, "{name}");
+        }
     }
 }

@@ -349,9 +349,7 @@ async fn what_does_not_fit_comes_by_tcp_on_both_sides() {
     let said = resolver.ask("large.example.com", A).await;
     assert!(said.truncated && said.answers.is_empty());
     assert_eq!(resolver.upstream.times("large.example.com"), 2);
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
-    socket.bind((machine(1), 0).into()).unwrap();
-    let mut stream = socket.connect(resolver.address()).await.unwrap();
+    let mut stream = connect(&resolver, 1).await;
     for id in [1, 2] {
         send(&mut stream, &question(id, "large.example.com", A)).await;
         let said = read(&receive(&mut stream).await.unwrap());
@@ -402,36 +400,53 @@ async fn a_machine_gets_its_share_and_strangers_get_nothing() {
     assert_eq!(resolver.upstream.times("plain.example.com"), 3);
 }
 
+/// A connection of a machine.
+async fn connect(resolver: &Resolver, number: u8) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((machine(number), 0).into()).unwrap();
+    socket.connect(resolver.address()).await.unwrap()
+}
+
 #[tokio::test]
-async fn connections_are_few_and_end_when_nothing_is_said() {
+async fn a_machine_has_few_connections() {
     let machines = Machines::default();
     machines.add(1, Policy::default());
     let limits = Limits {
         connections: 2,
-        idle: Duration::from_millis(500),
         ..Limits::default()
     };
     let resolver = Resolver::with(limits, machines).await;
-    let connect = async |number| -> TcpStream {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.bind((machine(number), 0).into()).unwrap();
-        socket.connect(resolver.address()).await.unwrap()
-    };
-    let mut first = connect(1).await;
-    let mut second = connect(1).await;
-    for stream in [&mut first, &mut second] {
+    let mut open = [connect(&resolver, 1).await, connect(&resolver, 1).await];
+    for stream in &mut open {
         send(stream, &question(1, "web.hutch.internal", A)).await;
         assert!(receive(stream).await.is_some());
     }
-    for mut stream in [connect(1).await, connect(9).await] {
-        assert_eq!(receive(&mut stream).await, None);
+    for number in [1, 9] {
+        let mut stream = connect(&resolver, number).await;
+        send(&mut stream, &question(1, "web.hutch.internal", A)).await;
+        assert_eq!(receive(&mut stream).await, None, "{number}");
     }
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_is_said_ends() {
+    let machines = Machines::default();
+    machines.add(1, Policy::default());
+    let limits = Limits {
+        idle: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let resolver = Resolver::with(limits, machines).await;
+    let mut silent = connect(&resolver, 1).await;
     // Half a question is no question.
-    tokio::io::AsyncWriteExt::write_all(&mut first, &[0])
+    let mut slow = connect(&resolver, 1).await;
+    tokio::io::AsyncWriteExt::write_all(&mut slow, &[0])
         .await
         .unwrap();
-    assert_eq!(receive(&mut first).await, None);
-    assert_eq!(receive(&mut second).await, None);
+    for stream in [&mut silent, &mut slow] {
+        let end = timeout(PATIENCE, receive(stream)).await;
+        assert_eq!(end.expect("it ends"), None);
+    }
 }
 
 #[tokio::test]
