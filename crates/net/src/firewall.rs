@@ -82,7 +82,7 @@ impl Error {
                 _ => Kind::Bug,
             },
             Error::Owned { .. } | Error::Taken { .. } => Kind::Conflict,
-            Error::Restless { .. } => Kind::Unavailable,
+            Error::Restless { .. } | Error::Crowded { .. } => Kind::Unavailable,
             Error::Label { .. } | Error::Unknown { .. } => Kind::Bug,
         }
     }
@@ -344,6 +344,7 @@ impl Firewall {
         }
         self.sound = None;
         self.machines.clear();
+        self.learned = names::Learned::default();
         self.nft
             .commit(&batch, None)
             .map_err(|source| self.failed(source))
