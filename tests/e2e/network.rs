@@ -129,6 +129,10 @@ async fn machines_of_a_group_find_each_other_with_qemu() {
     let listen = "(while true; do echo hello | nc -l -p 7000; done) >/dev/null 2>&1 & sleep 1";
     lab.sh("base", listen).await;
     assert!(hears(&lab, "web", base, PORT).await, "{}", lab.log());
+    let by_name = lab
+        .sh("web", "nc -w 3 base.hutch.internal 7000 </dev/null")
+        .await;
+    assert_eq!(by_name.stdout, "hello\n", "{by_name:?}");
     lab.client()
         .set_network("web", &group("lone"))
         .await
@@ -279,5 +283,59 @@ async fn connections_outlive_a_crash_of_the_server_with_qemu() {
         !hears(&lab, "one", PRIVATE, PORT).await,
         "the policy is as before"
     );
+    lab.finish().await;
+}
+
+#[tokio::test]
+async fn one_name_is_allowed_and_the_rest_denied_with_qemu() {
+    let Some(world) = World::new() else { return };
+    let resolver = Ipv4Addr::new(203, 0, 113, 53);
+    let names = [("good.example.com", PUBLIC), ("bad.example.com", OTHER)];
+    world.name_server(resolver, &names);
+    let good = world.serve(PUBLIC, PORT);
+    let bad = world.serve(OTHER, PORT);
+    let lab = lab!(Runtime::Qemu)
+        .inside(&world)
+        .env("HUTCH_NETWORK_DNS", &resolver.to_string())
+        .start()
+        .await;
+    lab.busybox().await;
+    let only = |name: &str| NetworkPolicy {
+        egress: Egress::None,
+        allow: vec![name.into()],
+        ..NetworkPolicy::default()
+    };
+    create(&lab, "one", only("good.example.com")).await;
+    let asks = async |name: &str| {
+        let script = format!("nc -w 3 {name} {PORT} </dev/null");
+        lab.sh("one", &script).await.stdout == "hello\n"
+    };
+    assert!(
+        !hears(&lab, "one", PUBLIC, PORT).await,
+        "nobody asked for its name yet"
+    );
+    assert!(asks("good.example.com").await, "{}", lab.log());
+    assert!(
+        hears(&lab, "one", PUBLIC, PORT).await,
+        "its name has led there"
+    );
+    assert!(!asks("bad.example.com").await);
+    assert!(!hears(&lab, "one", OTHER, PORT).await);
+
+    let talk =
+        "(while true; do echo line; sleep 0.1; done | nc good.example.com 7000) >/dev/null 2>&1 &";
+    lab.sh("one", talk).await;
+    hutch_tests::wait_until("lines come", LIMIT, async || good.lines().len() > 3).await;
+    lab.client()
+        .set_network("one", &only("*.example.org"))
+        .await
+        .unwrap();
+    // Whatever was on its way has arrived when this has.
+    assert!(!asks("good.example.com").await);
+    let then = good.lines().len();
+    lab.sh("one", "sleep 2").await;
+    assert_eq!(good.lines().len(), then, "the live connection is cut");
+    assert!(!hears(&lab, "one", PUBLIC, PORT).await);
+    assert_eq!(bad.count(), 0);
     lab.finish().await;
 }

@@ -136,7 +136,13 @@ impl World {
 
     /// A name server of the world, on port 53, which knows these names.
     pub fn name_server(&self, at: Ipv4Addr, names: &[(&str, Ipv4Addr)]) {
-        let socket = self.outside(|| UdpSocket::bind((at, 53)).unwrap());
+        let socket = self.outside(|| {
+            let mut socket = Socket::open(Protocol::Route).unwrap();
+            let loopback = route::index(&mut socket, "lo").unwrap();
+            let own = route::add_address(loopback, at.into(), 32);
+            socket.apply(&[own]).unwrap();
+            UdpSocket::bind((at, 53)).unwrap()
+        });
         let names: Vec<_> = names
             .iter()
             .map(|(name, address)| (wire_name(name), *address))

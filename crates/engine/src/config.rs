@@ -1,6 +1,7 @@
 //! What an engine is told at start: plain data, resolved by the server.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use hutch_net::cidr::Cidr;
@@ -69,6 +70,8 @@ pub struct NetworkConfig {
     pub subnet: Option<Cidr>,
     /// Ranges that count as private beside those that the standards name: `public` machines do not reach them.
     pub private: Vec<Cidr>,
+    /// Whom the resolver of machines asks; those of the host when empty.
+    pub dns: Vec<SocketAddr>,
     /// The most connections of a machine to others at one time.
     pub connections: Option<u32>,
     /// The most that a machine sends to others in a second, in bytes.

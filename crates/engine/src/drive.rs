@@ -442,8 +442,6 @@ impl Driver {
         let network = self.shared.network();
         let plug = network.plug(record.slot, self.runtime.as_ref());
         Configure {
-            addresses: plug.addresses(),
-            mtu: plug.mtu(),
             machine_id: record.id.to_string(),
             boot_nonce: keys::random_bytes::<16>(),
             hostname: Some(record.name.to_string()),
@@ -451,7 +449,7 @@ impl Driver {
             entropy: keys::random_bytes::<64>().to_vec(),
             clock_unix_ms: self.shared.now_ms() as i64,
             grow_root: true,
-            ..Configure::default()
+            ..plug.identity()
         }
     }
 

@@ -238,6 +238,13 @@ pub enum Error {
     /// A network that cannot be one of machines.
     #[error(transparent)]
     NetworkUnfit(#[from] hutch_net::address::Unfit),
+    /// The resolver of machines does not start.
+    #[error("start the resolver of machines")]
+    Resolver {
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// Machines' links.
     #[error(transparent)]
     Link(#[from] hutch_net::link::Error),
@@ -314,7 +321,9 @@ impl Error {
             | Error::Interrupted => Kind::Unavailable,
             Error::UploadTooLarge { .. } => Kind::TooLarge,
             Error::Timeout { .. } => Kind::Timeout,
-            Error::NewerRecord { .. } | Error::Panicked { .. } => Kind::Bug,
+            Error::NewerRecord { .. } | Error::Panicked { .. } | Error::Resolver { .. } => {
+                Kind::Bug
+            }
             Error::Io { source, .. } => match source.raw_os_error() {
                 Some(28 | 122) => Kind::Exhausted,
                 _ => Kind::Bug,
@@ -391,7 +400,7 @@ impl Error {
             Error::NetworkInUse { .. } | Error::NetworkTaken { .. } | Error::NetworkUnfit(_) => {
                 "network_taken"
             }
-            Error::Link(_) | Error::Firewall(_) => "network",
+            Error::Link(_) | Error::Firewall(_) | Error::Resolver { .. } => "network",
             Error::Image(_) => "image",
             Error::Runtime(_) => "runtime",
             Error::Disk(_) if self.kind() == Kind::Exhausted => "exhausted",

@@ -2,6 +2,7 @@
 //!
 //! Reading order: `network/policy.rs` is pure; `network/routed.rs` does it.
 
+mod names;
 mod policy;
 mod routed;
 
@@ -12,11 +13,11 @@ use std::sync::Arc;
 use hutch_contract::machine::Machine;
 use hutch_contract::network::{MachineNetwork, NetworkMode, NetworkPolicy};
 use hutch_contract::record::{FORMAT, MachineRecord};
-use hutch_guest::session::Address;
+use hutch_guest::session::{Address, Configure};
 use hutch_net::address::{Addresses, CANDIDATES, GATEWAY, GATEWAY6};
 use hutch_net::cidr::Cidr;
-use hutch_net::firewall;
 use hutch_net::link::Links;
+use hutch_net::{dns, firewall};
 use hutch_runtime::{Nic, Runtime};
 use hutch_store::{Store, Write};
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,9 @@ pub(crate) struct NetworkRow {
     ipv4: String,
     /// Of the unique local network of IPv6 (RFC 4193).
     global_id: [u8; 5],
+    /// Where the resolver was last, so that the rules can stay when a server starts.
+    #[serde(default)]
+    dns_port: Option<u16>,
 }
 
 /// What a start of a machine needs to know.
@@ -259,10 +263,10 @@ impl Plug {
         }
     }
 
-    /// What the agent gives the guest's card.
-    pub fn addresses(&self) -> Vec<Address> {
+    /// What the agent is told of the guest's network.
+    pub fn identity(&self) -> Configure {
         let Some(card) = &self.card else {
-            return Vec::new();
+            return Configure::default();
         };
         let address = |cidr: String, gateway: String| Address {
             interface: String::new(),
@@ -279,12 +283,13 @@ impl Plug {
                 GATEWAY6.to_string(),
             ));
         }
-        all
-    }
-
-    /// The largest packet of the guest's card; zero leaves it as it is.
-    pub fn mtu(&self) -> u32 {
-        self.card.as_ref().map_or(0, |card| card.mtu)
+        Configure {
+            addresses: all,
+            mtu: card.mtu,
+            dns_servers: vec![GATEWAY.to_string()],
+            dns_search: vec![dns::ZONE.to_owned()],
+            ..Configure::default()
+        }
     }
 }
 
@@ -429,7 +434,8 @@ async fn routed(
     let number = number(&instance.tag);
     let mut links = blocking("look at the host's network", || Ok(Links::open()?)).await?;
     let addresses;
-    (links, addresses) =
+    let mut row;
+    (links, addresses, row) =
         settle(config, store, instance, links, number, !records.is_empty()).await?;
     let members: Vec<_> = records
         .iter()
@@ -439,12 +445,21 @@ async fn routed(
         number,
         tag: instance.tag.clone(),
         instance: data_dir.display().to_string(),
+        dns_port: row.dns_port,
     };
     let config = config.clone();
-    blocking("make the firewall", move || {
+    let runtime = tokio::runtime::Handle::current();
+    let routed = blocking("make the firewall", move || {
+        let _runtime = runtime.enter();
         Routed::open(&config, &identity, links, addresses, members)
     })
-    .await
+    .await?;
+    if row.dns_port != routed.dns_port() {
+        row.dns_port = routed.dns_port();
+        let write = Write::json(rows::network(), &row)?;
+        store.commit(Vec::new(), vec![write]).await?;
+    }
+    Ok(routed)
 }
 
 /// The network that machines are in: the one of earlier servers, the configured one, or one that nobody uses. It is on
@@ -456,7 +471,7 @@ async fn settle(
     mut links: Links,
     number: NonZeroU16,
     in_use: bool,
-) -> Result<(Links, Addresses), Error> {
+) -> Result<(Links, Addresses, NetworkRow), Error> {
     let key = rows::network();
     let row = store.get_json::<NetworkRow>(&key).await?;
     let known = match &row {
@@ -493,12 +508,13 @@ async fn settle(
             break;
         };
         let addresses = Addresses::new(&instance.tag, network, global_id)?;
+        let made = NetworkRow {
+            format: FORMAT,
+            ipv4: network.to_string(),
+            global_id,
+            dns_port: row.as_ref().and_then(|row| row.value.dns_port),
+        };
         if known != Some(network) || row.is_none() {
-            let made = NetworkRow {
-                format: FORMAT,
-                ipv4: network.to_string(),
-                global_id,
-            };
             let write = Write::json(key.clone(), &made)?;
             store.commit(Vec::new(), vec![write]).await?;
         }
@@ -509,7 +525,7 @@ async fn settle(
         })
         .await?;
         if claimed {
-            return Ok((links, addresses));
+            return Ok((links, addresses, made));
         }
         candidates = all
             .iter()

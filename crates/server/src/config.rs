@@ -10,7 +10,7 @@ mod table;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use hutch_engine::{Cidr, EngineConfig, Kernels, Mode, NamedKernel, NetworkConfig, RuntimeOptions};
@@ -128,6 +128,8 @@ pub struct Network {
     pub subnet: Option<String>,
     /// Ranges that `public` machines do not reach, with commas between.
     pub private: Option<String>,
+    /// Name servers, with commas between.
+    pub dns: Option<String>,
     /// Connections of a machine to others at one time.
     pub connections: Option<u32>,
     /// The most bytes in a second from a machine.
@@ -140,6 +142,15 @@ pub struct Network {
 fn ranges(text: &str) -> Option<Vec<Cidr>> {
     let texts = text.split(',').map(str::trim);
     texts.map(|text| text.parse().ok()).collect()
+}
+
+/// Reads addresses of name servers with commas between, with their ports where these are not 53.
+fn servers(text: &str) -> Option<Vec<SocketAddr>> {
+    let server = |text: &str| {
+        let alone = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+        alone.or_else(|_| text.parse()).ok()
+    };
+    text.split(',').map(|text| server(text.trim())).collect()
 }
 
 /// Limits.
@@ -310,6 +321,7 @@ impl Config {
                 .as_deref()
                 .and_then(ranges)
                 .unwrap_or_default(),
+            dns: network.dns.as_deref().and_then(servers).unwrap_or_default(),
             connections: network.connections,
             out_bytes_per_s: network.out_bytes_per_s,
             in_bytes_per_s: network.in_bytes_per_s,

@@ -1,14 +1,16 @@
 //! What a machine's policy means to the firewall. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use hutch_contract::id::{MachineId, OwnerId};
 use hutch_contract::name::Name;
 use hutch_contract::network::{Egress, MAX_GROUPS, MAX_RULES, NetworkPolicy};
 use hutch_contract::record::MachineRecord;
 use hutch_net::cidr::Cidr;
+use hutch_net::domain::{Domains, Pattern};
 use hutch_net::elements::{self, Limits, Peer, Policy};
 
+use super::names::Members;
 use crate::Error;
 
 /// A machine that has a network, as its record says.
@@ -45,7 +47,7 @@ impl Member {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Rules {
     pub ranges: Vec<Cidr>,
-    pub domains: Vec<String>,
+    pub domains: Vec<Pattern>,
 }
 
 impl Rules {
@@ -55,12 +57,15 @@ impl Rules {
         for text in texts {
             if let Ok(range) = text.parse::<Cidr>() {
                 rules.ranges.push(range);
+            } else if let Ok(domain) = text.parse::<Pattern>() {
+                rules.domains.push(domain);
             } else {
                 let shown: String = text.chars().take(64).collect();
                 return Err(Error::invalid(
                     field,
                     format!(
-                        "has `{}`, which is no range of addresses such as 10.1.0.0/16",
+                        "has `{}`, which is neither a range of addresses such as 10.1.0.0/16 nor a domain such \
+                         as example.com or *.example.com",
                         shown.escape_debug()
                     ),
                 ));
@@ -101,7 +106,7 @@ pub(crate) fn check(policy: &NetworkPolicy) -> Result<(), Error> {
 
 /// The machines of the firewall that these members are, each by its label.
 pub(crate) fn machines(
-    members: &BTreeMap<String, (elements::Machine, Member)>,
+    members: &Members,
     labels: impl IntoIterator<Item = String>,
     limits: Limits,
 ) -> Vec<elements::Machine> {
@@ -150,6 +155,10 @@ fn rules(policy: &NetworkPolicy) -> Policy {
         },
         allow: allow.ranges,
         deny: deny.ranges,
+        domains: Domains {
+            allow: allow.domains,
+            deny: deny.domains,
+        },
         ..Policy::default()
     }
 }

@@ -1,9 +1,9 @@
 //! Machines that the host routes for: their taps and the firewall, as their records say.
 //!
-//! One lock holds everything, so that what is applied is never older than what was applied before; the calls to the
+//! One lock holds what is in the kernel, so that what is applied is never older than what was applied before; the calls to the
 //! kernel below it take about a millisecond.
 
-use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,16 +11,21 @@ use std::time::Duration;
 
 use hutch_net::address::{Addresses, GATEWAY};
 use hutch_net::cidr::Cidr;
+use hutch_net::dns::{self, Upstreams};
+use hutch_net::domain::{Domain, Judgement};
 use hutch_net::elements::{self, Limits};
 use hutch_net::firewall::{Config, Firewall, Verified};
 use hutch_net::link::{Links, mtu};
 use hutch_net::rules::Rules;
 use tracing::{error, info, warn};
 
+use super::names::{Members, Names};
 use super::policy::{Member, machines};
 use crate::Error;
 use crate::config::NetworkConfig;
 
+/// Whom the host asks about names.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Between two looks at the firewall when no event says that somebody changed it, and at the uplinks.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -29,6 +34,8 @@ pub(crate) struct Routed {
     number: NonZeroU16,
     addresses: Addresses,
     limits: Limits,
+    names: Arc<Names>,
+    resolver: Mutex<Option<dns::Server>>,
     inner: Mutex<Inner>,
     /// Set once; the keeper then ends at its next look.
     ended: AtomicBool,
@@ -37,7 +44,6 @@ pub(crate) struct Routed {
 struct Inner {
     links: Links,
     firewall: Firewall,
-    members: BTreeMap<String, (elements::Machine, Member)>,
     mtu: u32,
 }
 
@@ -57,6 +63,8 @@ pub(crate) struct Identity {
     pub tag: String,
     /// For whoever finds what is ours.
     pub instance: String,
+    /// The port of the resolver of the server before.
+    pub dns_port: Option<u16>,
 }
 
 impl Routed {
@@ -75,39 +83,76 @@ impl Routed {
             out_bytes: config.out_bytes_per_s,
             in_bytes: config.in_bytes_per_s,
         };
-        let members: BTreeMap<_, _> = members
+        let members: Members = members
             .into_iter()
             .filter_map(|(slot, member)| {
                 let machine = addresses.machine(slot)?;
                 Some((machine.label.clone(), (machine, member)))
             })
             .collect();
+        let all = machines(&members, members.keys().cloned(), limits);
+        let names = Arc::new(Names::new(members, &all));
+        let resolver = dns::Server::start(
+            dns::Config {
+                address: GATEWAY.into(),
+                port: identity.dns_port,
+                upstreams: match config.dns.is_empty() {
+                    true => Upstreams::File(RESOLV_CONF.into()),
+                    false => Upstreams::Given(config.dns.clone()),
+                },
+                host_networks: config.private.clone(),
+                limits: dns::Limits::default(),
+            },
+            names.clone(),
+        );
+        let resolver = resolver.map_err(|source| Error::Resolver { source })?;
         let firewall = Firewall::open(
             Config {
                 rules: Rules {
                     tag: identity.tag.clone(),
                     gateway: GATEWAY,
-                    dns_port: None,
+                    dns_port: Some(resolver.port()),
                     host_networks: config.private.clone(),
                 },
                 instance: identity.instance.clone(),
                 number: identity.number,
                 own: true,
             },
-            machines(&members, members.keys().cloned(), limits),
+            all,
         )?;
-        Ok(Arc::new(Routed {
+        let routed = Arc::new(Routed {
             number: identity.number,
             addresses,
             limits,
+            names,
+            resolver: Mutex::new(Some(resolver)),
             inner: Mutex::new(Inner {
                 links,
                 firewall,
-                members,
                 mtu: mtu(&uplinks),
             }),
             ended: AtomicBool::new(false),
-        }))
+        });
+        routed.names.recorded_by(&routed);
+        Ok(routed)
+    }
+
+    /// Where the resolver listens on the gateway's address.
+    pub fn dns_port(&self) -> Option<u16> {
+        let resolver = self.resolver.lock().unwrap_or_else(PoisonError::into_inner);
+        resolver.as_ref().map(dns::Server::port)
+    }
+
+    /// Puts what a name led a machine to into the firewall.
+    pub fn learn(
+        &self,
+        label: &str,
+        name: &Domain,
+        addresses: &[IpAddr],
+        lifetime: Duration,
+    ) -> Result<Judgement, Error> {
+        let mut inner = self.inner();
+        Ok(inner.firewall.learn(label, name, addresses, lifetime)?)
     }
 
     /// The network that machines are in.
@@ -172,7 +217,7 @@ impl Routed {
         };
         let mut inner = self.inner();
         match member() {
-            Some(member) if inner.members.contains_key(&machine.label) => {
+            Some(member) if self.knows(&machine.label) => {
                 self.apply(&mut inner, &machine, Some(member))
             }
             _ => Ok(()),
@@ -196,7 +241,7 @@ impl Routed {
         let mut inner = self.inner();
         let prefix = inner.firewall.prefix();
         for name in inner.links.names(&prefix)? {
-            if inner.members.contains_key(&name) {
+            if self.knows(&name) {
                 continue;
             }
             let slot = name
@@ -250,7 +295,8 @@ impl Routed {
     pub fn end(&self) {
         let mut inner = self.inner();
         self.ended.store(true, Ordering::Release);
-        if !inner.members.is_empty() {
+        drop(self.resolver.lock().map(|mut resolver| resolver.take()));
+        if !self.names.members(Members::is_empty) {
             return;
         }
         let network = self.addresses.ipv4();
@@ -272,37 +318,45 @@ impl Routed {
         member: Option<Member>,
     ) -> Result<(), Error> {
         let label = machine.label.clone();
-        let before = inner.members.get(&label).map(|(_, member)| member.clone());
-        let mut concerned: Vec<String> = inner
-            .members
-            .iter()
-            .filter(|(other, (_, its))| {
-                **other != label
-                    && (before.iter().chain(&member)).any(|member| member.shares_a_group(its))
-            })
-            .map(|(label, _)| label.clone())
-            .collect();
+        let mut concerned: Vec<String> = self.names.members(|members| {
+            let before = members.get(&label).map(|(_, member)| member);
+            let others = members.iter().filter(|(other, (_, its))| {
+                let mut of = before.into_iter().chain(&member);
+                **other != label && of.any(|member| member.shares_a_group(its))
+            });
+            others.map(|(label, _)| label.clone()).collect()
+        });
         match member {
             Some(member) => {
-                inner
-                    .members
-                    .insert(label.clone(), (machine.clone(), member));
+                let row = (machine.clone(), member);
+                self.names
+                    .change(|members| members.insert(label.clone(), row));
                 concerned.push(label);
             }
             None => {
                 inner.firewall.remove(&label)?;
-                inner.members.remove(&label);
+                self.names.change(|members| members.remove(&label));
             }
         }
-        for wanted in machines(&inner.members, concerned, self.limits) {
+        let wanted = self
+            .names
+            .members(|members| machines(members, concerned, self.limits));
+        for wanted in wanted {
             let there = inner.firewall.machines().get(&wanted.label);
             match there.map(|there| *there == wanted) {
                 Some(true) => {}
-                Some(false) => inner.firewall.set_policy(&wanted.label, wanted.policy)?,
-                None => inner.firewall.add(wanted)?,
+                Some(false) => inner
+                    .firewall
+                    .set_policy(&wanted.label, wanted.policy.clone())?,
+                None => inner.firewall.add(wanted.clone())?,
             }
+            self.names.are(&[wanted]);
         }
         Ok(())
+    }
+
+    fn knows(&self, label: &str) -> bool {
+        self.names.members(|members| members.contains_key(label))
     }
 
     fn no_room(&self) -> Error {

@@ -84,9 +84,12 @@ impl Environment {
             };
             let text = &self.0[name];
             let value = match &key.shape {
-                Shape::Text | Shape::Word(_) | Shape::Cpus | Shape::Range | Shape::Ranges => {
-                    Some(Value::from(text.clone()))
-                }
+                Shape::Text
+                | Shape::Word(_)
+                | Shape::Cpus
+                | Shape::Range
+                | Shape::Ranges
+                | Shape::Servers => Some(Value::from(text.clone())),
                 Shape::Flag => flag(text).map(Value::from),
                 Shape::Number(_) => text.trim().parse::<u64>().ok().map(Value::from),
             };

@@ -293,6 +293,12 @@ fn check(figment: &Figment, key: &Key) -> Result<(), Error> {
                 .is_some_and(|text| super::ranges(text).is_some()),
             "has what is no range of addresses",
         ),
+        Shape::Servers => (
+            value
+                .as_str()
+                .is_some_and(|text| super::servers(text).is_some()),
+            "has what is no address",
+        ),
         Shape::Number(range) => (
             number().is_some_and(|number| range.contains(&number)),
             "is out of range",
