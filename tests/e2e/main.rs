@@ -12,4 +12,5 @@ mod isolation;
 mod kernels;
 mod life;
 mod network;
+mod reach;
 mod shell;

@@ -36,6 +36,10 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Prefix of the directories, by which those of killed tests are found.
 const PREFIX: &str = "hutch-lab-";
 
+/// Ports of the host that a lab has to itself, and how many of them its server may give to machines.
+const BLOCK: u16 = 64;
+const GIVEN: u16 = 32;
+
 /// What runs a lab's machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Runtime {
@@ -107,6 +111,8 @@ pub struct Lab {
     pub dir: PathBuf,
     /// What runs its machines.
     pub runtime: Runtime,
+    /// The first of its own ports of the host.
+    ports: u16,
     env: Vec<(String, String)>,
     user: Option<u32>,
     world: Option<Arc<World>>,
@@ -145,11 +151,13 @@ impl Lab {
         let lab = Lab {
             dir,
             runtime,
+            ports: block(n),
             env: Vec::new(),
             user: None,
             world: None,
             server: None,
         };
+        let first = lab.ports;
         // Never the host's own engine.
         let socket = docker::socket().unwrap_or_else(|| "/nonexistent/docker.sock".into());
         lab.env("HUTCH_RUNTIME_DEFAULT", runtime.name())
@@ -159,6 +167,9 @@ impl Lab {
             .env("HUTCH_LISTEN", "127.0.0.1:0")
             // The host's own network is left alone.
             .env("HUTCH_NETWORK_MODE", "none")
+            .env("HUTCH_HTTP_LISTEN", &format!("127.0.0.1:{first}"))
+            .env("PORT_MIN", &(first + 1).to_string())
+            .env("PORT_MAX", &(first + GIVEN).to_string())
             .env("HUTCH_LOG", "info,hutch_engine=debug")
     }
 
@@ -298,6 +309,17 @@ impl Lab {
             .expect("the lab's server runs")
     }
 
+    /// Where HTTP for machines comes in; the same after a restart.
+    pub fn gateway(&self) -> u16 {
+        self.ports
+    }
+
+    /// The `n`th port of the host that no other lab uses, nor this one's server by itself.
+    pub fn port(&self, n: u16) -> u16 {
+        assert!(n < BLOCK - GIVEN - 1, "a lab has no more ports");
+        self.ports + GIVEN + 1 + n
+    }
+
     /// Where machines and images are.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.join("data")
@@ -412,15 +434,10 @@ impl Lab {
         CreateMachine {
             image: "busybox".to_owned(),
             name: Some(name.parse().unwrap()),
-            runtime: None,
-            kernel: None,
-            vcpu: None,
             memory_mib: Some(128),
             disk_gib: Some(1),
-            env: Default::default(),
-            labels: Default::default(),
-            network: Default::default(),
             cold: true,
+            ..CreateMachine::default()
         }
     }
 
@@ -556,6 +573,18 @@ impl Drop for Lab {
         }
         host::clear(&self.dir);
     }
+}
+
+/// Ports for the `n`th lab of this process, below those that the system gives out by itself: labs of processes that run
+/// at the same time have others, as their process ids are near each other.
+fn block(n: u32) -> u16 {
+    let blocks = 10_000..(32_000 - BLOCK);
+    let count = u32::from((blocks.end - blocks.start) / BLOCK);
+    let at = |block: u32| blocks.start + u16::try_from(block % count).unwrap() * BLOCK;
+    let first = std::process::id() + n;
+    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut all = (first..first + count).map(at);
+    all.find(free).expect("some ports are free")
 }
 
 fn processes_of(dir: &Path) -> Vec<String> {

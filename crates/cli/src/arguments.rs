@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use hutch_contract::exec::Exec;
+use hutch_contract::expose::{Access, Expose, PublishPort};
 use hutch_contract::machine::CreateMachine;
 use hutch_contract::name::Name;
 use hutch_contract::network::{Egress, NetworkPolicy};
@@ -46,6 +47,89 @@ pub struct Shape {
     /// Show how long each step of the start took
     #[arg(long)]
     pub timings: bool,
+    #[command(flatten)]
+    pub ways: Ways,
+}
+
+/// How a new machine is to be reached from outside.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Ways to the machine")]
+pub struct Ways {
+    /// Let a port of the host lead to one of the machine; without HOST a free one
+    #[arg(short, long, value_name = "[[IP:]HOST:]GUEST", value_parser = publish)]
+    pub publish: Vec<PublishPort>,
+    /// Let a free port of the host lead to the machine's SSH
+    #[arg(long)]
+    pub ssh: bool,
+    /// The port behind the machine's URL [default: 8080]
+    #[arg(long, value_name = "PORT")]
+    pub http_port: Option<u16>,
+    /// Give further ports URLs, or all of them
+    #[arg(long, value_name = "PORT|all", value_parser = exposed)]
+    pub expose: Vec<Exposed>,
+    /// Let everybody use its URLs, not only who has a key or a token
+    #[arg(long)]
+    pub public: bool,
+}
+
+/// A port that is to have a URL, or every one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exposed {
+    /// This one.
+    Port(u16),
+    /// Every one.
+    All,
+}
+
+/// All of them together.
+pub fn expose(all: &[Exposed]) -> Expose {
+    let ports = all.iter().map(|one| match one {
+        Exposed::Port(port) => Some(*port),
+        Exposed::All => None,
+    });
+    let ports: Option<Vec<_>> = ports.collect();
+    ports.map_or(Expose::ALL, Expose::Ports)
+}
+
+/// Reads a port, or `all`.
+pub fn exposed(text: &str) -> Result<Exposed, String> {
+    match text {
+        "all" => Ok(Exposed::All),
+        port => self::port(port).map(Exposed::Port),
+    }
+}
+
+/// Reads `GUEST`, `HOST:GUEST` or `IP:HOST:GUEST`, where HOST may be empty: a free one. An IPv6 address stands in
+/// brackets.
+pub fn publish(text: &str) -> Result<PublishPort, String> {
+    let (before, guest) = text.rsplit_once(':').unwrap_or(("", text));
+    let (bind, host) = match before.rsplit_once(':') {
+        Some((address, host)) => {
+            let bare = address
+                .strip_prefix('[')
+                .and_then(|address| address.strip_suffix(']'));
+            let address = bare.unwrap_or(address).parse();
+            let address = address.map_err(|_| format!("`{before}` begins with no IP address"))?;
+            (Some(address), host)
+        }
+        None => (None, before),
+    };
+    Ok(PublishPort {
+        guest_port: port(guest)?,
+        host_port: match host {
+            "" => None,
+            host => Some(port(host)?),
+        },
+        bind,
+    })
+}
+
+/// Reads a port.
+pub fn port(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err(format!("`{text}` is no port: those are 1 to 65535")),
+        Ok(port) => Ok(port),
+    }
 }
 
 impl Shape {
@@ -63,6 +147,14 @@ impl Shape {
             labels: map(&self.label),
             network: self.policy.request(),
             cold: self.cold,
+            ports: self.ways.publish.clone(),
+            ssh: self.ways.ssh,
+            http_port: self.ways.http_port,
+            expose: expose(&self.ways.expose),
+            access: match self.ways.public {
+                true => Access::Public,
+                false => Access::Private,
+            },
         }
     }
 }
@@ -202,6 +294,33 @@ mod tests {
         ] {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn ports_are_written_as_docker_does() {
+        let port = |guest_port, host_port, bind: Option<&str>| PublishPort {
+            guest_port,
+            host_port,
+            bind: bind.map(|bind| bind.parse().expect("an address")),
+        };
+        for (text, expected) in [
+            ("80", port(80, None, None)),
+            (":80", port(80, None, None)),
+            ("8000:80", port(80, Some(8000), None)),
+            ("0.0.0.0:8000:80", port(80, Some(8000), Some("0.0.0.0"))),
+            ("127.0.0.1::80", port(80, None, Some("127.0.0.1"))),
+            ("[::1]:8000:80", port(80, Some(8000), Some("::1"))),
+            ("::1:8000:80", port(80, Some(8000), Some("::1"))),
+        ] {
+            assert_eq!(publish(text), Ok(expected), "{text}");
+        }
+        for text in [
+            "", "0", "a", "80:", "0:80", "65536", "host:1:2", "1:2:3", "80/udp",
+        ] {
+            assert!(publish(text).is_err(), "{text}");
+        }
+        assert_eq!(expose(&[]), Expose::default());
+        assert_eq!(expose(&[Exposed::Port(1), Exposed::All]), Expose::ALL);
     }
 
     #[test]

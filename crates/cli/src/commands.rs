@@ -13,6 +13,8 @@ mod level;
 mod list;
 mod logs;
 mod network;
+mod open;
+mod port;
 mod run;
 mod runtime;
 pub mod serve;
@@ -78,6 +80,8 @@ pub enum Command {
     Logs(logs::Args),
     Cp(cp::Args),
     Network(network::Args),
+    Port(port::Args),
+    Open(open::Args),
     Image(image::Args),
     Runtime(runtime::Args),
     Agent(agent::Args),
@@ -108,6 +112,8 @@ impl Command {
             Command::Logs(args) => signals.or(logs::run(args, app)).await,
             Command::Cp(args) => signals.or(cp::run(args, app)).await,
             Command::Network(args) => signals.or(network::run(args, app)).await,
+            Command::Port(args) => signals.or(port::run(args, app)).await,
+            Command::Open(args) => signals.or(open::run(args, app)).await,
             Command::Image(args) => signals.or(image::run(args, app)).await,
             Command::Runtime(args) => signals.or(runtime::run(args, app)).await,
             Command::Agent(args) => signals.or(agent::run(args, app)).await,

@@ -44,6 +44,12 @@ pub enum Error {
     /// A runtime's program was not installed.
     #[error(transparent)]
     Install(#[from] crate::install::Error),
+    /// The server leads no HTTP into machines.
+    #[error("machine `{machine}` has no URL")]
+    NoUrl {
+        /// The machine.
+        machine: String,
+    },
     /// The server in this process ended, and nobody had asked it to.
     #[error("the server ended by itself")]
     ServerEnded,
@@ -188,9 +194,10 @@ impl Error {
             | Error::NotDirectory { .. }
             | Error::NoFileName { .. }
             | Error::IsLink { .. } => Kind::Invalid,
-            Error::NoServer { .. } | Error::Socket { .. } | Error::Program { .. } => {
-                Kind::Unavailable
-            }
+            Error::NoServer { .. }
+            | Error::NoUrl { .. }
+            | Error::Socket { .. }
+            | Error::Program { .. } => Kind::Unavailable,
             Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Kind::NotFound
             }
@@ -226,6 +233,9 @@ impl Error {
             }
             Error::Socket { .. } => {
                 "only the server's own user may use it; others set HUTCH_URL and HUTCH_TOKEN"
+            }
+            Error::NoUrl { .. } => {
+                "the server was started without its HTTP gateway, or its port was taken: see `hutch doctor`"
             }
             Error::NoDataDir => "set HOME, or name the directory with --data-dir",
             Error::StillWaiting { machine, .. } => {

@@ -4,6 +4,7 @@
 
 pub mod error;
 pub mod exec;
+pub mod expose;
 pub mod file;
 pub mod id;
 pub mod image;

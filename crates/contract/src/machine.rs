@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::expose::{Access, Expose, Port, PublishPort};
 use crate::id::{ImageId, MachineId, OperationId};
 use crate::name::Name;
 use crate::network::{MachineNetwork, NetworkPolicy};
@@ -25,7 +26,7 @@ pub const MAX_VCPU: u32 = 64;
 pub const MAX_DISK_GIB: u32 = 16 * 1024;
 
 /// What to make. Only `image` has no default.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CreateMachine {
@@ -61,6 +62,21 @@ pub struct CreateMachine {
     /// Boot from the beginning even where a warm start would do.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cold: bool,
+    /// Ports of the host that lead to ports of the machine, by TCP.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PublishPort>,
+    /// One more, from the server's range, that leads to port 22.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ssh: bool,
+    /// The machine's port behind its URL; 8080 when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_port: Option<u16>,
+    /// Further ports that have URLs, `{port}-{name}`: a list, or `all`.
+    #[serde(default, skip_serializing_if = "Expose::is_empty")]
+    pub expose: Expose,
+    /// Who may reach it by its URLs.
+    #[serde(default, skip_serializing_if = "Access::is_private")]
+    pub access: Access,
 }
 
 /// What is the case with a machine.
@@ -213,6 +229,24 @@ pub struct Machine {
     /// How long each step of the last start took.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timings: Vec<Timing>,
+    /// Where HTTP reaches it; none when the server has no HTTP gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Where HTTP reaches further ports of it, by port.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub urls: BTreeMap<u16, String>,
+    /// The port behind `url`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_port: Option<u16>,
+    /// Which further ports have URLs.
+    #[serde(default, skip_serializing_if = "Expose::is_empty")]
+    pub expose: Expose,
+    /// Who may reach it by its URLs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
+    /// Ports of the host that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
     /// Changes with each change of the machine.
     pub version: u64,
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::expose::Exposure;
 use crate::id::{ImageId, KeyId, MachineId, OperationId, OwnerId};
 use crate::image::{Image, ImageSource, ImportFormat};
 use crate::key::Scope;
@@ -120,6 +121,9 @@ pub struct MachineRecord {
     /// Steps of the last start.
     #[serde(default)]
     pub timings: Vec<Timing>,
+    /// How it is reached from outside.
+    #[serde(default, skip_serializing_if = "Exposure::is_default")]
+    pub exposure: Exposure,
 }
 
 /// An image.

@@ -7,6 +7,10 @@ use std::path::Path;
 
 use hutch_contract::error::ErrorBody;
 use hutch_contract::exec::{Exec, ExecEvent, ExecExit, ExecResult};
+use hutch_contract::expose::{
+    Access, ChangeMachine, Expose, Exposure, GivenPort, MintToken, Port, PortKind, PortState,
+    PublishPort, UrlToken,
+};
 use hutch_contract::file::{FileInfo, FileKind};
 use hutch_contract::image::{BootstrapImage, Image, ImageSource};
 use hutch_contract::key::Scope;
@@ -95,6 +99,31 @@ fn machine_record() -> MachineRecord {
         started_at_ms: Some(1_763_779_203_000),
         unapplied: vec!["clock: not permitted".into()],
         timings: vec![timing()],
+        exposure: Exposure::default(),
+    }
+}
+
+fn exposure() -> Exposure {
+    Exposure {
+        host: Some("web".into()),
+        http_port: 3000,
+        expose: Expose::Ports(vec![5173]),
+        access: Access::Public,
+        generation: 2,
+        ports: vec![
+            GivenPort {
+                host_port: 22_001,
+                guest_port: 22,
+                kind: PortKind::Ssh,
+                bind: [127, 0, 0, 1].into(),
+            },
+            GivenPort {
+                host_port: 8443,
+                guest_port: 443,
+                kind: PortKind::Tcp,
+                bind: std::net::Ipv6Addr::LOCALHOST.into(),
+            },
+        ],
     }
 }
 
@@ -112,6 +141,13 @@ fn records_of_format_1() {
         "record-machine-1-kernel.json",
         &MachineRecord {
             kernel: Some("mine".into()),
+            ..machine_record()
+        },
+    );
+    check(
+        "record-machine-1-exposure.json",
+        &MachineRecord {
+            exposure: exposure(),
             ..machine_record()
         },
     );
@@ -190,6 +226,12 @@ fn machines() {
         operation: Some(id("op")),
         unapplied: record.unapplied,
         timings: record.timings,
+        url: None,
+        urls: Default::default(),
+        http_port: None,
+        expose: Expose::default(),
+        access: None,
+        ports: vec![],
         version: 12,
     };
     check("machine.json", &machine);
@@ -217,6 +259,26 @@ fn machines() {
         &Machine {
             capabilities: Some(capabilities),
             kernel: Some("mine".into()),
+            ..machine.clone()
+        },
+    );
+    let url = "https://web.vms.example.net";
+    check(
+        "machine-reached.json",
+        &Machine {
+            url: Some(url.into()),
+            urls: [(5173, url.replace("web", "5173-web"))].into(),
+            http_port: Some(3000),
+            expose: Expose::Ports(vec![5173]),
+            access: Some(Access::Public),
+            ports: vec![Port {
+                host_port: 22_001,
+                guest_port: 22,
+                kind: PortKind::Ssh,
+                bind: [0, 0, 0, 0].into(),
+                state: PortState::Waiting,
+                reason: Some("the port is in use".into()),
+            }],
             ..machine
         },
     );
@@ -232,6 +294,11 @@ fn machines() {
         labels: record.labels,
         network: NetworkPolicy::default(),
         cold: true,
+        ports: vec![],
+        ssh: false,
+        http_port: None,
+        expose: Expose::default(),
+        access: Access::Private,
     };
     check("create-machine.json", &create);
     check(
@@ -245,10 +312,62 @@ fn machines() {
         "create-machine-kernel.json",
         &CreateMachine {
             kernel: Some("mine".into()),
+            ..create.clone()
+        },
+    );
+    let port = PublishPort {
+        guest_port: 80,
+        host_port: Some(8000),
+        bind: Some([0, 0, 0, 0].into()),
+    };
+    check(
+        "create-machine-reached.json",
+        &CreateMachine {
+            ports: vec![
+                port.clone(),
+                PublishPort {
+                    host_port: None,
+                    bind: None,
+                    ..port
+                },
+            ],
+            ssh: true,
+            http_port: Some(3000),
+            expose: Expose::ALL,
+            access: Access::Public,
             ..create
         },
     );
     check("status.json", &Status::ALL.to_vec());
+}
+
+#[test]
+fn ways_to_a_machine() {
+    check(
+        "change-machine.json",
+        &ChangeMachine {
+            access: Some(Access::Private),
+            http_port: Some(80),
+            expose: Some(Expose::Ports(vec![])),
+        },
+    );
+    check(
+        "mint-token.json",
+        &MintToken {
+            lifetime_s: Some(60),
+            port: Some(5173),
+        },
+    );
+    check(
+        "url-token.json",
+        &UrlToken {
+            token: "1763779200.mac".into(),
+            url: Some("https://web.vms.example.net/?hutch_token=1763779200.mac".into()),
+            expires_at_ms: 1_763_779_200_000,
+        },
+    );
+    let nonsense = serde_json::from_str::<Expose>(r#""some""#).expect_err("no word but all");
+    assert_eq!(nonsense.to_string(), "a list of ports, or \"all\"");
 }
 
 #[test]

@@ -209,16 +209,7 @@ mod tests {
     fn request() -> CreateMachine {
         CreateMachine {
             image: "busybox".into(),
-            name: None,
-            runtime: None,
-            kernel: None,
-            vcpu: None,
-            memory_mib: None,
-            disk_gib: None,
-            env: BTreeMap::new(),
-            labels: BTreeMap::new(),
-            network: Default::default(),
-            cold: false,
+            ..CreateMachine::default()
         }
     }
 

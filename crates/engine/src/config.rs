@@ -1,7 +1,8 @@
 //! What an engine is told at start: plain data, resolved by the server.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use hutch_net::cidr::Cidr;
@@ -47,6 +48,41 @@ pub struct EngineConfig {
     pub console_bytes: u64,
     /// How long a guest may take from power-on to its agent's first answer, in milliseconds.
     pub boot_timeout_ms: u64,
+    /// How machines are reached from outside.
+    pub reach: Reach,
+}
+
+/// How machines are reached from outside.
+#[derive(Debug, Clone)]
+pub struct Reach {
+    /// Ports of the host that are given out where a request names none.
+    pub ports: RangeInclusive<u16>,
+    /// The address of the host that they listen on where a request names none.
+    pub ports_bind: IpAddr,
+    /// How the URLs of machines are written; none: there is no HTTP gateway.
+    pub urls: Option<Urls>,
+}
+
+/// How the URLs of machines are written.
+#[derive(Debug, Clone)]
+pub struct Urls {
+    /// `http` or `https`.
+    pub scheme: String,
+    /// What machines are one label below of.
+    pub domain: String,
+    /// The port, where it is not the scheme's own.
+    pub port: Option<u16>,
+}
+
+impl Urls {
+    /// The URL of a port of the machine with this label; without a port that of the one behind the label.
+    #[must_use]
+    pub fn of(&self, label: &str, port: Option<u16>) -> String {
+        let Urls { scheme, domain, .. } = self;
+        let before = port.map_or(String::new(), |port| format!("{port}-"));
+        let after = self.port.map_or(String::new(), |port| format!(":{port}"));
+        format!("{scheme}://{before}{label}.{domain}{after}")
+    }
 }
 
 /// Where machines' network comes from.
@@ -161,6 +197,15 @@ pub(crate) mod tests {
             image_max_bytes: 20 << 30,
             console_bytes: 1 << 20,
             boot_timeout_ms: 60_000,
+            reach: Reach {
+                ports: 22_001..=32_000,
+                ports_bind: [127, 0, 0, 1].into(),
+                urls: Some(Urls {
+                    scheme: "http".to_owned(),
+                    domain: "vms.localhost".to_owned(),
+                    port: Some(8081),
+                }),
+            },
         }
     }
 }

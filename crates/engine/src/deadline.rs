@@ -32,3 +32,5 @@ pub const IDEMPOTENCY: Duration = Duration::from_secs(24 * 3600);
 pub const HOUSEKEEPING: Duration = Duration::from_secs(3600);
 /// Between two attempts at the lock of a data directory.
 pub const LOCK_AGAIN: Duration = Duration::from_millis(20);
+/// A port of the host that a request names: until whoever has it, such as a machine that is just gone, has let it go.
+pub const PORT_LET_GO: Duration = Duration::from_secs(1);

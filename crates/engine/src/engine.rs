@@ -25,9 +25,10 @@ use crate::drive::{Driver, blocking, joined, retry_delay};
 use crate::kernel::Kernel;
 use crate::network::Network;
 use crate::operations::Running;
+use crate::ports::Doors;
 use crate::prepare::{erase_dir, io_error};
 use crate::rows::{self, Cell, Current, Instance, SlotRow};
-use crate::{EngineConfig, Error, Principal, deadline, images, inventory, keys};
+use crate::{EngineConfig, Error, Principal, deadline, expose, images, inventory, keys};
 
 /// Characters of an instance's tag.
 const TAG_ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
@@ -87,6 +88,8 @@ pub(crate) struct Shared {
     pub runtimes: Runtimes,
     pub kernel: Kernel,
     network: OnceLock<Network>,
+    pub doors: Doors,
+    pub gateway_secret: [u8; 32],
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
     fleet: Mutex<Fleet>,
@@ -156,6 +159,7 @@ impl Shared {
         let mut fleet = self.fleet();
         if let Some(machine) = fleet.machines.remove(&machine.cell.id) {
             fleet.machine_names.retain(|_, id| *id != machine.cell.id);
+            self.doors.forget(&machine.cell.id);
             let now = self.now_ms();
             let id = &machine.cell.id;
             for row in fleet.slots.values_mut() {
@@ -235,9 +239,12 @@ impl Engine {
         let instance = instance(store.as_ref()).await?;
         inventory::note_tag(&config.data_dir, &instance.tag)?;
         let runtimes = crate::doctor::runtimes(&config);
+        let gateway_secret = expose::secret(store.as_ref()).await?;
         let shared = Arc::new(Shared {
             kernel: Kernel::new(&config),
             network: OnceLock::new(),
+            doors: Doors::default(),
+            gateway_secret,
             config,
             store,
             instance,
@@ -317,6 +324,7 @@ impl Engine {
         store.compact(KEEP_REVISIONS).await?;
         let machines = self.load_machines().await?;
         self.open_network(&machines).await?;
+        self.load_ways().await?;
         self.remove_orphans(&unfinished).await?;
         let slots: BTreeSet<u16> = machines.iter().map(|(_, record)| record.slot).collect();
         let tag = shared.instance.tag.clone();

@@ -134,6 +134,31 @@ pub enum Error {
         /// The port.
         port: u16,
     },
+    /// Somebody has that port of the host.
+    #[error("port {port} of the host is taken")]
+    PortTaken {
+        /// The port.
+        port: u16,
+        /// By a machine of ours, for good; else by another program, or only for a moment.
+        ours: bool,
+    },
+    /// The host does not let us listen there.
+    #[error("listen on port {port} of the host")]
+    PortRefused {
+        /// The port.
+        port: u16,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The port of the machine has no URL.
+    #[error("port {port} of machine `{name}` is not exposed")]
+    NotExposed {
+        /// The machine.
+        name: String,
+        /// The port.
+        port: u16,
+    },
     /// It took too long.
     #[error("{what} took longer than {limit_ms} ms")]
     Timeout {
@@ -300,6 +325,8 @@ impl Error {
             | Error::DataDirBusy { .. }
             | Error::NetworkInUse { .. }
             | Error::NetworkTaken { .. }
+            | Error::PortTaken { .. }
+            | Error::NotExposed { .. }
             | Error::IdempotencyMismatch => Kind::Conflict,
             Error::Invalid { .. }
             | Error::NoSuchRuntime { .. }
@@ -316,6 +343,7 @@ impl Error {
             | Error::NoRuntime { .. }
             | Error::AgentSilent { .. }
             | Error::NothingListens { .. }
+            | Error::PortRefused { .. }
             | Error::EndedWhileBooting { .. }
             | Error::NoKernel { .. }
             | Error::Interrupted => Kind::Unavailable,
@@ -388,6 +416,9 @@ impl Error {
             Error::NoSuchKernel { .. } => "no_such_kernel",
             Error::AgentSilent { .. } => "agent_silent",
             Error::NothingListens { .. } => "nothing_listens",
+            Error::PortTaken { .. } => "port_taken",
+            Error::PortRefused { .. } => "port_refused",
+            Error::NotExposed { .. } => "not_exposed",
             Error::Timeout { .. } => "timeout",
             Error::EndedWhileBooting { .. } => "ended_while_booting",
             Error::DataDirBusy { .. } => "data_dir_busy",
@@ -451,6 +482,18 @@ impl Error {
             }
             Error::NothingListens { .. } => {
                 "start a server there first; one that listens on 127.0.0.1 or ::1 in the machine is enough"
+            }
+            Error::PortTaken { ours: true, .. } => {
+                "`hutch list` shows which machine has it; without `host_port` a free one is given"
+            }
+            Error::PortTaken { ours: false, .. } => {
+                "another program of the host listens there; without `host_port` a free one is given"
+            }
+            Error::NotExposed { name, port } => {
+                return Some(format!("`hutch port expose {name} {port}` gives it a URL"));
+            }
+            Error::Exhausted { what: "ports", .. } => {
+                "take ports back, or give the server a larger range: gateway.port_max"
             }
             Error::Guest(error) => return error.hint(),
             Error::NoNetwork { .. } => {

@@ -15,7 +15,9 @@ mod drive;
 mod engine;
 mod error;
 mod exec;
+mod expose;
 mod files;
+mod hosts;
 mod images;
 mod inventory;
 mod kernel;
@@ -27,15 +29,19 @@ mod operations;
 mod outside;
 mod phases;
 mod plan;
+mod ports;
 mod prepare;
 mod rows;
 mod wait;
 
-pub use config::{EngineConfig, Kernels, Mode, NamedKernel, NetworkConfig, RuntimeOptions};
+pub use config::{
+    EngineConfig, Kernels, Mode, NamedKernel, NetworkConfig, Reach, RuntimeOptions, Urls,
+};
 pub use doctor::doctor;
 pub use engine::Engine;
 pub use error::Error;
 pub use exec::{ExecOutput, Execution};
+pub use expose::{Published, Reached, TokenFor};
 pub use files::{FileBytes, WriteFile};
 pub use hutch_net::cidr::Cidr;
 pub use inventory::{Item, inventory};

@@ -155,8 +155,8 @@ impl Engine {
                 .await
             {
                 Err(Error::NameTaken { .. }) if request.name.is_none() => continue,
-                Err(error @ Error::NameTaken { .. }) => {
-                    // The name may be taken by the same request, sent twice at once.
+                Err(error @ (Error::NameTaken { .. } | Error::PortTaken { .. })) => {
+                    // It may be taken by the same request, sent twice at once.
                     if let Some(idempotency) = &idempotency
                         && let Some(machine) = self.replay(idempotency).await?
                     {
@@ -194,6 +194,7 @@ impl Engine {
         let shared = &self.shared;
         let id = MachineId::new();
         let mut slot = self.take_slot(&id, &size)?;
+        let (exposure, ways) = shared.give(who, &id, &name, request).await?;
         let record = MachineRecord {
             format: FORMAT,
             id: id.clone(),
@@ -223,6 +224,7 @@ impl Engine {
             started_at_ms: None,
             unapplied: Vec::new(),
             timings: Vec::new(),
+            exposure,
         };
         let key = rows::machine(&id);
         let name_key = rows::machine_name(&who.owner, &name);
@@ -237,6 +239,9 @@ impl Engine {
                 },
             )?,
         ];
+        let (free, taken) = ways.rows()?;
+        checks.extend(free);
+        writes.extend(taken);
         if let Some(idempotency) = idempotency {
             let row = IdempotencyRow {
                 format: FORMAT,
@@ -271,6 +276,7 @@ impl Engine {
             Err(error) => return Err(error.into()),
         };
         slot.kept = true;
+        ways.keep();
         let current = Current::new(record.clone(), revision.0);
         let reply = shared.view(&current);
         let machine = Arc::new(engine::Machine::new(shared.store.clone(), current));
@@ -595,14 +601,16 @@ impl Shared {
     /// A machine as the API shows it.
     pub(crate) fn view(&self, current: &Current) -> Machine {
         let runtime = self.runtimes.get(&current.record.runtime);
-        Machine {
+        let mut machine = Machine {
             capabilities: runtime.map(|runtime| runtime.capabilities()),
             network: Some(
                 self.network()
                     .view(&current.record, runtime.map(AsRef::as_ref)),
             ),
             ..current.machine()
-        }
+        };
+        self.show_ways(&current.record, &mut machine);
+        machine
     }
 }
 

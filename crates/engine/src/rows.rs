@@ -3,12 +3,15 @@
 //! ```text
 //! meta/network               NetworkRow: where machines' addresses come from
 //! meta/instance              this data directory's tag and owner
+//! meta/gateway               the secret of URL tokens
 //! machine/ID                 MachineRecord
 //! image/ID                   ImageRecord
 //! operation/ID               OperationRecord
 //! key/ID                     KeyRecord
 //! name/OWNER/machine/NAME    id of the machine that has the name (likewise …/image/…)
 //! slot/N                     SlotRow: who has it, or since when it rests
+//! port/N                     id of the machine that has that port of the host; its record says for what
+//! host/LABEL                 id of the machine that has the host label
 //! idempotency/OWNER/HASH     IdempotencyRow
 //! ```
 
@@ -84,6 +87,15 @@ pub(crate) fn machine_name(owner: &OwnerId, name: &Name) -> Key {
 }
 pub(crate) fn image_name(owner: &OwnerId, name: &Name) -> Key {
     key(format!("name/{owner}/image/{name}"))
+}
+pub(crate) fn gateway() -> Key {
+    key("meta/gateway".into())
+}
+pub(crate) fn port(port: u16) -> Key {
+    key(format!("port/{port:05}"))
+}
+pub(crate) fn host(label: &str) -> Key {
+    key(format!("host/{label}"))
 }
 pub(crate) fn slot(slot: u16) -> Key {
     key(format!("slot/{slot:05}"))
@@ -166,6 +178,12 @@ impl Current {
             operation: None,
             unapplied: record.unapplied.clone(),
             timings: record.timings.clone(),
+            url: None,
+            urls: Default::default(),
+            http_port: None,
+            expose: Default::default(),
+            access: None,
+            ports: Vec::new(),
             version: self.version,
         }
     }
@@ -208,6 +226,15 @@ impl Cell {
         &self,
         change: impl FnOnce(&mut MachineRecord) -> Result<(), Error>,
     ) -> Result<Current, Error> {
+        self.update_with((Vec::new(), Vec::new()), change).await
+    }
+
+    /// The same with rows of other things in the same commit, when there is one.
+    pub async fn update_with(
+        &self,
+        (mut checks, mut writes): (Vec<Check>, Vec<Write>),
+        change: impl FnOnce(&mut MachineRecord) -> Result<(), Error>,
+    ) -> Result<Current, Error> {
         let writing = self.writing.clone().lock_owned().await;
         let Some(current) = self.get() else {
             return Err(Error::not_found("machine", self.id.as_str()));
@@ -218,8 +245,8 @@ impl Cell {
             return Ok(current);
         }
         let key = machine(&self.id);
-        let checks = vec![Check::Version(key.clone(), current.version)];
-        let writes = vec![Write::json(key, &record)?];
+        checks.push(Check::Version(key.clone(), current.version));
+        writes.push(Write::json(key, &record)?);
         let (store, published) = (self.store.clone(), self.current.clone());
         let committed = tokio::spawn(async move {
             let _writing = writing;
@@ -231,7 +258,7 @@ impl Cell {
         joined("a change of a machine", committed).await?
     }
 
-    /// Drops the record with its name; its slot begins to rest. `free` is called once that is durable and before
+    /// Drops the record with its name, ports and host label; its slot begins to rest. `free` is called once that is durable and before
     /// anybody hears of it.
     pub async fn forget(&self, now_ms: u64, free: impl FnOnce()) -> Result<(), Error> {
         let _writing = self.writing.lock().await;
@@ -240,16 +267,18 @@ impl Cell {
         };
         let record = &current.record;
         let key = machine(&self.id);
-        self.store
-            .commit(
-                vec![Check::Version(key.clone(), current.version)],
-                vec![
-                    Write::Delete(key),
-                    Write::Delete(machine_name(&record.owner, &record.name)),
-                    Write::json(slot(record.slot), &SlotRow::Resting { since_ms: now_ms })?,
-                ],
-            )
-            .await?;
+        let checks = vec![Check::Version(key.clone(), current.version)];
+        let ports = record.exposure.ports.iter();
+        let ways = ports
+            .map(|given| port(given.host_port))
+            .chain(record.exposure.host.as_deref().map(host));
+        let mut writes = vec![
+            Write::Delete(key),
+            Write::Delete(machine_name(&record.owner, &record.name)),
+            Write::json(slot(record.slot), &SlotRow::Resting { since_ms: now_ms })?,
+        ];
+        writes.extend(ways.map(Write::Delete));
+        self.store.commit(checks, writes).await?;
         free();
         self.current.send_replace(None);
         Ok(())
@@ -293,6 +322,7 @@ pub(crate) mod tests {
             started_at_ms: None,
             unapplied: vec![],
             timings: vec![],
+            exposure: Default::default(),
         }
     }
 }

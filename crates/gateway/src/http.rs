@@ -19,4 +19,5 @@ mod serve;
 mod upgrade;
 mod wire;
 
+pub use route::named;
 pub use serve::{Gateway, HttpConfig, Listener};

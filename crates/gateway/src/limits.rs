@@ -79,7 +79,7 @@ pub(crate) fn client(address: IpAddr) -> IpAddr {
 
 /// So many at once, then so many a second.
 #[derive(Debug)]
-pub(crate) struct Bucket {
+pub struct Bucket {
     left: f64,
     burst: f64,
     per_second: f64,
@@ -87,7 +87,9 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    pub(crate) fn new(burst: u32, per_second: u32) -> Self {
+    /// A full one.
+    #[must_use]
+    pub fn new(burst: u32, per_second: u32) -> Self {
         let burst = f64::from(burst);
         Self {
             left: burst,
@@ -98,7 +100,7 @@ impl Bucket {
     }
 
     /// Whether there was one left.
-    pub(crate) fn take(&mut self) -> bool {
+    pub fn take(&mut self) -> bool {
         let now = Instant::now();
         let more = (now - self.at).as_secs_f64() * self.per_second;
         self.left = (self.left + more).min(self.burst);

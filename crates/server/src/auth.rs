@@ -46,7 +46,7 @@ impl Token {
         Token(Sha256::digest(secret).into())
     }
 
-    fn is(&self, guess: &str) -> bool {
+    pub(crate) fn is(&self, guess: &str) -> bool {
         self.0.ct_eq(&Token::new(guess).0).into()
     }
 }

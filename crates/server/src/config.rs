@@ -4,6 +4,7 @@
 //! The environment comes in as pairs; nothing here looks at the process's own.
 
 mod environment;
+mod gateway;
 mod layers;
 mod table;
 
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use hutch_engine::{Cidr, EngineConfig, Kernels, Mode, NamedKernel, NetworkConfig, RuntimeOptions};
 use serde::{Deserialize, Serialize};
 
+pub use gateway::{Domain, Gateway, HttpListen};
 pub use layers::{Entry, Loaded, load};
 
 /// The defaults, with comments: also the documentation of the configuration file.
@@ -45,6 +47,8 @@ pub struct Config {
     /// The API.
     #[serde(default)]
     pub api: Api,
+    /// How machines are reached from outside.
+    pub gateway: Gateway,
     /// Runtimes.
     pub runtime: Runtime,
     /// The network of machines.
@@ -249,6 +253,8 @@ pub struct Flags {
     pub config: Option<PathBuf>,
     /// `--listen ADDR`.
     pub listen: Option<String>,
+    /// `--http-listen ADDR`.
+    pub http_listen: Option<String>,
     /// `--data-dir DIR`.
     pub data_dir: Option<PathBuf>,
 }
@@ -304,6 +310,7 @@ impl Config {
             image_max_bytes: self.limits.image_max_gib << 30,
             console_bytes: self.limits.console_kib << 10,
             boot_timeout_ms: self.limits.boot_timeout_ms,
+            reach: self.gateway.reach(None),
         }
     }
 
@@ -365,6 +372,11 @@ impl Config {
     /// The unix socket of the API.
     pub fn socket(&self) -> PathBuf {
         self.data_dir.join("hutch.sock")
+    }
+
+    /// The unix socket of the gateway, for a proxy of this host.
+    pub fn gateway_socket(&self) -> PathBuf {
+        self.data_dir.join("gateway.sock")
     }
 }
 

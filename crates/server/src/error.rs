@@ -42,6 +42,12 @@ pub enum Error {
         /// Where we wanted to listen.
         address: SocketAddr,
     },
+    /// Somebody else listens where HTTP for machines was told to come in.
+    #[error("{address} is in use: HTTP for machines cannot come in there")]
+    GatewayInUse {
+        /// Where we wanted to listen.
+        address: SocketAddr,
+    },
     /// We cannot listen there.
     #[error("listen on {address}")]
     Listen {
@@ -76,7 +82,9 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Error::Setting { .. } | Error::NoHome { .. } | Error::Config { .. } => Kind::Invalid,
-            Error::PortInUse { .. } | Error::NotASocket { .. } => Kind::Conflict,
+            Error::PortInUse { .. } | Error::GatewayInUse { .. } | Error::NotASocket { .. } => {
+                Kind::Conflict
+            }
             Error::Listen { .. } | Error::Socket { .. } => Kind::Unavailable,
             Error::Engine(error) => error.kind(),
         }
@@ -93,6 +101,10 @@ impl Error {
                     SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
                 }
             )),
+            Error::GatewayInUse { .. } => Some(
+                "choose another port with --http-listen ADDRESS:PORT or HUTCH_HTTP_LISTEN, or `off`"
+                    .to_owned(),
+            ),
             Error::NotASocket { .. } => Some("move it out of the way".to_owned()),
             Error::Engine(error) => error.hint(),
             _ => None,

@@ -2,6 +2,7 @@
 //! together. A handler parses, calls the engine and forms the answer; it decides nothing.
 
 mod around;
+mod caddy;
 mod document;
 mod error;
 mod exec;
@@ -11,7 +12,9 @@ mod images;
 mod machines;
 mod meta;
 mod operations;
+mod ports;
 mod runtimes;
+mod tokens;
 
 use std::future::Future;
 use std::time::Duration;
@@ -19,6 +22,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use hutch_engine::Engine;
+use hutch_gateway::token::Tokens;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
@@ -26,6 +30,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::auth::{Token, authenticated};
+pub(crate) use caddy::Names;
 pub(crate) use error::Failure;
 
 /// The longest that a request may ask to wait, in milliseconds: an hour.
@@ -39,6 +44,10 @@ pub(crate) struct App {
     pub engine: Engine,
     /// The key of the configuration.
     pub token: Option<Token>,
+    /// Makes tokens for the URLs of machines.
+    pub tokens: Tokens,
+    /// What Caddy asks about.
+    pub names: Names,
     /// Cancelled when the server begins to end: waits answer, followed logs end.
     pub closing: CancellationToken,
 }
@@ -84,6 +93,8 @@ fn wait_time(timeout_ms: Option<u64>) -> Result<Duration, Failure> {
 fn keyed() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .merge(machines::routes())
+        .merge(ports::routes())
+        .merge(tokens::routes())
         .merge(exec::routes())
         .merge(files::routes())
         .merge(images::routes())
@@ -91,11 +102,18 @@ fn keyed() -> OpenApiRouter<App> {
         .merge(runtimes::routes())
 }
 
+/// The routes that need none.
+fn open() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .merge(meta::routes())
+        .merge(caddy::routes())
+}
+
 /// The document of the API, as the handlers describe it.
 pub(crate) fn document() -> OpenApi {
     let (_, described) = OpenApiRouter::new()
         .merge(keyed())
-        .merge(meta::routes())
+        .merge(open())
         .split_for_parts();
     document::finish(described)
 }
@@ -104,7 +122,7 @@ pub(crate) fn document() -> OpenApi {
 pub(crate) fn router(app: App) -> Router {
     let auth = from_fn_with_state(app.clone(), authenticated);
     let (keyed, _) = keyed().route_layer(auth).split_for_parts();
-    let (open, _) = meta::routes().split_for_parts();
+    let (open, _) = open().split_for_parts();
     around_all(keyed.merge(open).merge(meta::documents(&document()))).with_state(app)
 }
 

@@ -1,13 +1,15 @@
 //! The server: configuration, the HTTP API, who may call it, start and end. What is decided is decided in the engine.
 //!
 //! Reading order: [`config`] says what a server is told, [`serve`] starts and ends it, `auth` lets requests in, `http`
-//! answers them.
+//! answers them; `gateway` and `forward` lead from outside into machines.
 
 pub mod config;
 pub mod serve;
 
 mod auth;
 mod error;
+mod forward;
+mod gateway;
 mod http;
 
 pub use config::{Config, Flags, Host, Loaded};
@@ -19,7 +21,9 @@ use hutch_contract::node::Finding;
 
 /// Looks at what this host offers; needs no running server.
 pub async fn doctor(config: &Config) -> Vec<Finding> {
-    hutch_engine::doctor(&config.engine()).await
+    let mut findings = hutch_engine::doctor(&config.engine()).await;
+    findings.push(gateway::finding(config));
+    findings
 }
 
 /// The OpenAPI document of the API, as JSON.

@@ -14,11 +14,13 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use hutch_engine::Engine;
+use hutch_engine::{Engine, EngineConfig};
+use hutch_gateway::token::Tokens;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -29,8 +31,9 @@ use tower::ServiceExt;
 use tracing::{debug, error, info, warn};
 
 use crate::auth::{Peer, Token};
-use crate::http::{App, router};
-use crate::{Config, Error};
+use crate::gateway::Ways;
+use crate::http::{App, Names, router};
+use crate::{Config, Error, gateway};
 
 /// How long a request's head may take, and how long a connection may be idle between two.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
@@ -46,6 +49,9 @@ const LINGER_BYTES: u64 = 64 * 1024 * 1024;
 /// How long to wait when the system gives no connection, for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Descriptors that we want to be able to have: two for each connection through us.
+const DESCRIPTORS: u64 = 65_536;
+
 /// A server to be.
 pub struct Server;
 
@@ -53,6 +59,7 @@ pub struct Server;
 #[derive(Debug)]
 pub struct Running {
     addr: SocketAddr,
+    http_addr: Option<SocketAddr>,
     socket: PathBuf,
     closing: CancellationToken,
     closed: CancellationToken,
@@ -62,6 +69,11 @@ impl Running {
     /// Where it listens: with the port that the system chose, when the configuration says port 0.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Where HTTP for machines comes in, if it does.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http_addr
     }
 
     /// The unix socket that it listens on.
@@ -99,10 +111,21 @@ impl Server {
         let addr = tcp
             .local_addr()
             .map_err(|source| Error::Listen { address, source })?;
-        let engine = Engine::open(config.engine()).await?;
+        let http = gateway::listen(&config).await?;
+        let http_addr = http.as_ref().and_then(|http| http.local_addr().ok());
+        raise_descriptor_limit();
+        let engine = Engine::open(EngineConfig {
+            reach: config
+                .gateway
+                .reach(http_addr.map(|address| address.port())),
+            ..config.engine()
+        })
+        .await?;
         let socket = config.socket();
-        let unix = match listen_on_socket(&socket) {
-            Ok(unix) => unix,
+        let sockets = listen_on_socket(&socket)
+            .and_then(|unix| Ok((unix, listen_on_socket(&config.gateway_socket())?)));
+        let (unix, proxy) = match sockets {
+            Ok(sockets) => sockets,
             Err(error) => {
                 engine.close().await;
                 return Err(error);
@@ -115,9 +138,12 @@ impl Server {
             .token
             .as_ref()
             .map(|token| Token::new(token.expose()));
+        let ways = Ways::new(engine.clone(), &config, token.clone(), http, proxy);
         let app = App {
             engine: engine.clone(),
             token,
+            tokens: Tokens::new(engine.gateway_secret()),
+            names: Names::below(&config.gateway.domain.to_string()),
             closing: closing.clone(),
         };
         let serving = Serving {
@@ -130,6 +156,7 @@ impl Server {
         info!(%addr, socket = %socket.display(), "the API listens");
         let running = Running {
             addr,
+            http_addr,
             socket: socket.clone(),
             closing,
             closed: closed.clone(),
@@ -138,7 +165,8 @@ impl Server {
         tokio::spawn(async move {
             // Whatever ends this task, also a panic, whoever waits for the end is told.
             let _told = closed.drop_guard();
-            serving.run(tcp, unix).await;
+            let closing = serving.closing.clone();
+            tokio::join!(serving.run(tcp, unix), ways.run(closing));
             // While we still hold the data directory: afterwards it could be the next server's.
             if let Err(error) = fs::remove_file(&socket) {
                 debug!(%error, "the socket was gone already");
@@ -149,6 +177,22 @@ impl Server {
             info!("ended; machines go on");
         });
         Ok(running)
+    }
+}
+
+/// Lets us have as many descriptors as the gateway's limits can come to; the usual soft limit of 1024 is one for programs
+/// that use select(2). Not all that the hard limit allows: some children, such as fakeroot, go over every number up to it.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = limit
+        .maximum
+        .map_or(DESCRIPTORS, |hard| hard.min(DESCRIPTORS));
+    if limit.current.is_none_or(|soft| soft >= wanted) {
+        return;
+    }
+    limit.current = Some(wanted);
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        warn!(%error, "the limit of open files stays as it is");
     }
 }
 

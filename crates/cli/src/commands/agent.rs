@@ -102,9 +102,8 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, Error> {
         Some(agent) => agent.clone(),
         None => {
             let flags = Flags {
-                config: None,
-                listen: None,
                 data_dir: app.place.data_dir.clone(),
+                ..Flags::default()
             };
             serve::load(app, flags)?.config.agent
         }

@@ -16,7 +16,8 @@ use crate::waiting;
 #[command(after_help = "Examples:
   hutch create debian-base --name web
   hutch create busybox --memory 256 --env MODE=test --label team=a
-  hutch create debian-base --name web --cold --timings")]
+  hutch create debian-base --name web --cold --timings
+  hutch create debian-base --name web --publish 8000:80 --public --expose 3000")]
 pub struct Args {
     #[command(flatten)]
     shape: Shape,

@@ -26,8 +26,8 @@ pub struct Args {
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, Error> {
     let flags = Flags {
         config: args.config,
-        listen: None,
         data_dir: app.place.data_dir.clone(),
+        ..Flags::default()
     };
     let findings = hutch_server::doctor(&serve::load(app, flags)?.config).await;
     for finding in &findings {

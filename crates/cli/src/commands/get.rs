@@ -1,7 +1,9 @@
 //! `hutch get`.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use hutch_contract::expose::{Access, DEFAULT_HTTP_PORT, Expose, Port, PortKind, PortState};
 use hutch_contract::machine::{Exit, Isolation, Machine};
 
 use super::{App, network};
@@ -62,6 +64,7 @@ fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
         ),
     ));
     facts.extend(network::facts(machine));
+    facts.extend(ways(machine));
     facts.push(("created", format!("{} ago", age(machine.created_at_ms))));
     facts.extend(machine.started_at_ms.map(|at| {
         (
@@ -94,6 +97,42 @@ fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
             .map(|what| ("unapplied", what.clone())),
     );
     facts
+}
+
+/// How it is reached from outside.
+fn ways(machine: &Machine) -> Vec<(&'static str, String)> {
+    let mut ways = Vec::new();
+    if let Some(url) = &machine.url {
+        let access = match machine.access {
+            Some(Access::Public) => "everybody",
+            _ => "keys and tokens",
+        };
+        let port = machine.http_port.unwrap_or(DEFAULT_HTTP_PORT);
+        ways.push(("url", format!("{url} -> {port}, for {access}")));
+        let more = machine.urls.iter();
+        ways.extend(more.map(|(port, url)| ("url", format!("{url} -> {port}"))));
+        if machine.expose == Expose::ALL {
+            ways.push(("urls", "of every port, as PORT-NAME".to_owned()));
+        }
+    }
+    ways.extend(machine.ports.iter().map(|one| ("port", port(one))));
+    ways
+}
+
+/// A port of the host and where it leads.
+pub fn port(port: &Port) -> String {
+    let from = SocketAddr::new(port.bind, port.host_port);
+    let mut text = format!("{from} -> {}", port.guest_port);
+    if port.kind == PortKind::Ssh {
+        text += ", SSH";
+    }
+    if port.state == PortState::Waiting {
+        text += ", not listening";
+    }
+    if let Some(reason) = &port.reason {
+        text += &format!(": {reason}");
+    }
+    text
 }
 
 fn how_it_ended(exit: &Exit) -> String {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use hutch_contract::machine::Status;
+use hutch_contract::machine::{Machine, Status};
 
 use super::App;
 use crate::error::Error;
@@ -32,7 +32,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, Error> {
         return Ok(ExitCode::SUCCESS);
     }
     let heads = [
-        "NAME", "STATUS", "IMAGE", "RUNTIME", "VCPU", "MEMORY", "DISK", "AGE",
+        "NAME", "STATUS", "IMAGE", "RUNTIME", "VCPU", "MEMORY", "DISK", "AGE", "URL", "PORTS",
     ];
     app.ui.rows(heads, &machines, |machine| {
         [
@@ -44,9 +44,18 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, Error> {
             format!("{} MiB", machine.memory_mib),
             format!("{} GiB", machine.disk_gib),
             age(machine.created_at_ms),
+            machine.url.clone().unwrap_or_default(),
+            ports(machine),
         ]
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// `HOST->GUEST` of each, in a few characters.
+fn ports(machine: &Machine) -> String {
+    let ports = machine.ports.iter();
+    let each = ports.map(|port| format!("{}->{}", port.host_port, port.guest_port));
+    each.collect::<Vec<_>>().join(",")
 }
 
 fn status(text: &str) -> Result<Status, String> {

@@ -29,6 +29,9 @@ pub struct Args {
     /// Where the API listens [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
+    /// Where HTTP for machines comes in, or off [default: 127.0.0.1:8081]
+    #[arg(long, value_name = "ADDR")]
+    http_listen: Option<String>,
     /// Configuration file, TOML or YAML
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -54,6 +57,7 @@ pub async fn run(args: Args, app: &App, mut signals: Signals) -> Result<ExitCode
         Flags {
             config: args.config,
             listen: args.listen,
+            http_listen: args.http_listen,
             data_dir,
         },
     )?
@@ -65,8 +69,12 @@ pub async fn run(args: Args, app: &App, mut signals: Signals) -> Result<ExitCode
     let url = format!("http://{}", running.addr());
     let (socket, key) = (running.socket().display(), admin_key.display());
     let told = if app.ui.json {
-        app.ui
-            .object(&json!({ "url": url, "socket": running.socket(), "admin_key": admin_key }))
+        let gateway = running
+            .http_addr()
+            .map(|address| format!("http://{address}"));
+        app.ui.object(&json!({
+            "url": url, "socket": running.socket(), "admin_key": admin_key, "gateway": gateway,
+        }))
     } else {
         app.ui.line(format_args!(
             "hutch listens on {url} and {socket}; the admin key is in {key}"
@@ -143,6 +151,7 @@ impl Embedded {
         log_to_stderr(filter.as_deref().unwrap_or("warn"), LogFormat::Text)?;
         let flags = Flags {
             listen: Some("127.0.0.1:0".to_owned()),
+            http_listen: Some("off".to_owned()),
             data_dir: app.place.data_dir.clone(),
             config: None,
         };

@@ -114,7 +114,19 @@ impl Fake {
     fn router(&self) -> Router {
         Router::new()
             .route("/v1/machines", get(machines).post(create))
-            .route("/v1/machines/{machine}", get(machine).delete(delete))
+            .route(
+                "/v1/machines/{machine}",
+                get(machine).delete(delete).patch(change),
+            )
+            .route(
+                "/v1/machines/{machine}/ports",
+                get(async || Json(a_shop()["ports"].clone())).post(publish),
+            )
+            .route(
+                "/v1/machines/{machine}/ports/{port}",
+                axum::routing::delete(async || StatusCode::NO_CONTENT),
+            )
+            .route("/v1/machines/{machine}/token", post(token))
             .route("/v1/machines/{machine}/{verb}", post(verb))
             .route("/v1/machines/{machine}/wait", post(wait))
             .route("/v1/machines/{machine}/exec", post(exec))
@@ -192,6 +204,55 @@ fn a_machine(name: &str, status: Status) -> Machine {
     .unwrap()
 }
 
+/// A machine that is reached from outside.
+fn a_shop() -> Value {
+    let mut shop = serde_json::to_value(a_machine("shop", Status::Running)).unwrap();
+    let ways = json!({
+        "url": "http://shop.vms.localhost:8081", "http_port": 8080, "access": "private", "expose": [3000],
+        "urls": { "3000": "http://3000-shop.vms.localhost:8081" },
+        "ports": [
+            { "host_port": 22_001, "guest_port": 22, "kind": "ssh", "bind": "127.0.0.1", "state": "listening" },
+            { "host_port": 8000, "guest_port": 80, "kind": "tcp", "bind": "::", "state": "waiting", "reason": "in use" },
+        ],
+    });
+    let ways = ways.as_object().unwrap().clone();
+    shop.as_object_mut().unwrap().extend(ways);
+    shop
+}
+
+async fn change(Json(change): Json<Value>) -> Response {
+    let mut shop = a_shop();
+    let change = change.as_object().unwrap().clone();
+    shop.as_object_mut().unwrap().extend(change);
+    Json(shop).into_response()
+}
+
+async fn publish(Json(asked): Json<Value>) -> Response {
+    let port = json!({
+        "host_port": asked["host_port"].as_u64().unwrap_or(22_002), "guest_port": asked["guest_port"], "kind": "tcp",
+        "bind": asked["bind"].as_str().unwrap_or("127.0.0.1"), "state": "listening",
+    });
+    (StatusCode::CREATED, Json(port)).into_response()
+}
+
+async fn token(Json(asked): Json<Value>) -> Response {
+    if asked["port"] == 5 {
+        return error(
+            409,
+            "not_exposed",
+            "port 5 of machine `shop` is not exposed",
+            None,
+        );
+    }
+    let port = asked["port"]
+        .as_u64()
+        .map_or(String::new(), |port| format!("{port}-"));
+    let lifetime = asked["lifetime_s"].as_u64().unwrap_or(86_400);
+    let url = format!("http://{port}shop.vms.localhost:8081/?hutch_token={lifetime}.mac");
+    let token = json!({ "token": "t", "url": url, "expires_at_ms": 1 });
+    (StatusCode::CREATED, Json(token)).into_response()
+}
+
 fn page<T: Serialize>(items: Vec<T>, next: Option<&str>) -> Response {
     Json(json!({ "items": items, "next": next })).into_response()
 }
@@ -243,6 +304,7 @@ async fn create(
 async fn machine(Path(machine): Path<String>) -> Response {
     match machine.as_str() {
         "web" => Json(a_machine("web", Status::Running)).into_response(),
+        "shop" => Json(a_shop()).into_response(),
         "broken" => Json(a_machine("broken", Status::Failed)).into_response(),
         "hostile" => error(
             409,

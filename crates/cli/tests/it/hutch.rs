@@ -60,6 +60,8 @@ impl Hutch {
             .env("HUTCH_NETWORK_MODE", "none")
             .current_dir(self.home.path());
         command.env("HUTCH_DATA_DIR", self.home.path().join("data"));
+        // Tests run beside each other.
+        command.env("HUTCH_HTTP_LISTEN", "127.0.0.1:0");
         if let Some(url) = &self.url {
             command.env("HUTCH_URL", url);
         }

@@ -9,7 +9,7 @@ async fn a_list_has_all_pages() {
     insta::assert_snapshot!(hutch.run(&["list"]).await.shown(), @r"
     exit code 0
     --- stdout
-    NAME                STATUS   IMAGE        RUNTIME  VCPU  MEMORY   DISK   AGE
+    NAME                STATUS   IMAGE        RUNTIME  VCPU  MEMORY   DISK   AGE  URL  PORTS
     web                 running  debian-base  qemu     1     512 MiB  8 GiB  3h
     very-silly-penguin  failed   debian-base  qemu     1     512 MiB  8 GiB  3h
     --- stderr
@@ -211,4 +211,107 @@ async fn levels_are_waited_for() {
         fake.requests().last().unwrap(),
         "POST /v1/machines/web/stop"
     );
+}
+
+#[tokio::test]
+async fn how_a_machine_is_reached_is_shown_and_changed() {
+    let fake = Fake::start().await;
+    let hutch = Hutch::at(&fake.url);
+    insta::assert_snapshot!(hutch.run(&["get", "shop"]).await.stdout, @r"
+    name       shop
+    id         mch-01arz3ndektsv4rrffq69g5fav
+    status     running
+    image      debian-base (img-01arz3ndektsv4rrffq69g5fav)
+    runtime    qemu, emulation, no security boundary
+    size       1 vCPU, 512 MiB, 8 GiB
+    url        http://shop.vms.localhost:8081 -> 8080, for keys and tokens
+    url        http://3000-shop.vms.localhost:8081 -> 3000
+    port       127.0.0.1:22001 -> 22, SSH
+    port       [::]:8000 -> 80, not listening: in use
+    created    3h ago
+    ");
+    let listed = hutch.run(&["port", "shop"]).await.stdout;
+    assert_eq!(hutch.run(&["port", "ls", "shop"]).await.stdout, listed);
+    insta::assert_snapshot!(listed, @r"
+    127.0.0.1:22001 -> 22, SSH
+    [::]:8000 -> 80, not listening: in use
+    ");
+    let added = hutch
+        .run(&["port", "add", "shop", "80", "0.0.0.0:9000:90"])
+        .await;
+    insta::assert_snapshot!(added.stdout, @r"
+    127.0.0.1:22002 -> 80
+    0.0.0.0:9000 -> 90
+    ");
+    assert_eq!(
+        hutch.run(&["port", "rm", "shop", "9000"]).await.stdout,
+        "9000\n"
+    );
+    assert_eq!(
+        fake.requests().last().unwrap(),
+        "DELETE /v1/machines/shop/ports/9000"
+    );
+    let exposed = hutch
+        .run(&["port", "expose", "shop", "all", "--json"])
+        .await;
+    assert!(
+        exposed.stdout.contains(r#""expose":"all""#),
+        "{}",
+        exposed.stdout
+    );
+    let public = hutch
+        .run(&["port", "access", "shop", "public", "--json"])
+        .await;
+    assert!(
+        public.stdout.contains(r#""access":"public""#),
+        "{}",
+        public.stdout
+    );
+    assert_eq!(hutch.run(&["port"]).await.code, Some(2));
+    assert_eq!(
+        hutch.run(&["port", "add", "shop", "80/udp"]).await.code,
+        Some(2)
+    );
+}
+
+#[tokio::test]
+async fn a_link_to_a_private_machine_has_a_token() {
+    let fake = Fake::start().await;
+    let hutch = Hutch::at(&fake.url);
+    let link = async |arguments: &[&str]| hutch.run(arguments).await.stdout;
+    assert_eq!(
+        link(&["open", "shop"]).await,
+        "http://shop.vms.localhost:8081/?hutch_token=86400.mac\n"
+    );
+    assert_eq!(
+        link(&["open", "shop", "--port", "3000", "--for", "10m", "--json"]).await,
+        "{\"url\":\"http://3000-shop.vms.localhost:8081/?hutch_token=600.mac\"}\n"
+    );
+    let refused = hutch.run(&["open", "shop", "--port", "5"]).await;
+    assert_eq!(refused.code, Some(6), "{}", refused.stderr);
+    let without = hutch.run(&["open", "web"]).await;
+    assert_eq!(without.code, Some(1));
+    assert!(without.stderr.contains("has no URL") && without.stderr.contains("hint: "));
+}
+
+#[tokio::test]
+async fn ways_to_a_new_machine_are_asked_for_as_docker_writes_them() {
+    let ended = Hutch::at(&Fake::start().await.url)
+        .run(&[
+            "create",
+            "debian-base",
+            "-p",
+            "8000:80",
+            "-p",
+            "90",
+            "--ssh",
+            "--public",
+            "--expose",
+            "3000",
+            "--http-port",
+            "80",
+            "--no-wait",
+        ])
+        .await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 }

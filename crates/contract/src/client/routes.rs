@@ -8,6 +8,7 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 
 use super::{Body, Client, Download, Error, decode, sse, stream};
 use crate::exec::{Exec, ExecEvent, ExecResult};
+use crate::expose::{ChangeMachine, MintToken, Port, PublishPort, UrlToken};
 use crate::file::{FileInfo, Written};
 use crate::id::OperationId;
 use crate::image::{Accepted, BootstrapImage, Image, ImportFormat};
@@ -161,6 +162,12 @@ impl Client {
             .await
     }
 
+    /// `PATCH /v1/machines/{id}`.
+    pub async fn change(&self, reference: &str, change: &ChangeMachine) -> Result<Machine, Error> {
+        let request = self.of(Method::PATCH, reference, &[])?;
+        self.json(request.json(change), NO_WAIT).await
+    }
+
     /// `DELETE /v1/machines/{id}`. With `wait` it answers `None` when nothing of it is left.
     pub async fn delete(
         &self,
@@ -250,6 +257,40 @@ impl Client {
             StatusCode::NO_CONTENT => Ok(None),
             _ => decode(response).await.map(Some),
         }
+    }
+}
+
+/// Ways to a machine.
+impl Client {
+    /// `GET /v1/machines/{id}/ports`.
+    pub async fn ports(&self, reference: &str) -> Result<Vec<Port>, Error> {
+        let request = self.of(Method::GET, reference, &["ports"])?;
+        self.json(request, NO_WAIT).await
+    }
+
+    /// `POST /v1/machines/{id}/ports`: one more port of the host leads to it.
+    pub async fn publish(&self, reference: &str, port: &PublishPort) -> Result<Port, Error> {
+        let request = self.of(Method::POST, reference, &["ports"])?;
+        self.json(request.json(port), NO_WAIT).await
+    }
+
+    /// `DELETE /v1/machines/{id}/ports/{host_port}`.
+    pub async fn unpublish(&self, reference: &str, host_port: u16) -> Result<(), Error> {
+        let port = host_port.to_string();
+        self.nothing(self.of(Method::DELETE, reference, &["ports", &port])?)
+            .await
+    }
+
+    /// `POST /v1/machines/{id}/token`: a token for its URLs.
+    pub async fn token(&self, reference: &str, token: &MintToken) -> Result<UrlToken, Error> {
+        let request = self.of(Method::POST, reference, &["token"])?;
+        self.json(request.json(token), NO_WAIT).await
+    }
+
+    /// `DELETE /v1/machines/{id}/token`: all that were made so far open nothing any more.
+    pub async fn revoke_tokens(&self, reference: &str) -> Result<(), Error> {
+        self.nothing(self.of(Method::DELETE, reference, &["token"])?)
+            .await
     }
 }
 

@@ -163,8 +163,9 @@ async fn engine(dir: &Path, store: Arc<Sick>) -> Engine {
 }
 
 fn spec() -> CreateMachine {
-    serde_json::from_value(serde_json::json!({ "image": "tiny", "name": "a", "disk_gib": 1 }))
-        .unwrap()
+    let ports = serde_json::json!([{ "guest_port": 80 }]);
+    let spec = serde_json::json!({ "image": "tiny", "name": "a", "disk_gib": 1, "ports": ports });
+    serde_json::from_value(spec).unwrap()
 }
 
 #[tokio::test]
@@ -180,12 +181,17 @@ async fn a_commit_that_fails_loses_no_wish_and_leaks_nothing() {
             let taken = rows.filter(|row| matches!(row, SlotRow::Taken { .. }));
             (taken.count(), fleet.admitting_mib)
         };
+        let ways = |engine: &Engine| {
+            let label = engine.shared.doors.host("a");
+            (engine.published().len(), usize::from(label.is_some()))
+        };
         store.full_in(nth);
         if engine.create(&who, spec(), None).await.is_err() {
             assert_eq!((nth, taken(&engine)), (0, (0, 0)));
+            assert_eq!(ways(&engine), (0, 0));
             engine.create(&who, spec(), None).await.unwrap();
         }
-        assert_eq!(taken(&engine), (1, 0));
+        assert_eq!((taken(&engine), ways(&engine)), ((1, 0), (1, 1)));
         let failed = Target::Status(Status::Failed);
         engine.wait(&who, "a", failed, LONG).await.unwrap();
         while engine.delete(&who, "a").await.is_err() {}
@@ -195,8 +201,8 @@ async fn a_commit_that_fails_loses_no_wish_and_leaks_nothing() {
         while !engine.shared.fleet().machines.is_empty() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        assert_eq!(taken(&engine), (0, 0));
-        for prefix in ["machine/", "name/"] {
+        assert_eq!((taken(&engine), ways(&engine)), ((0, 0), (0, 0)));
+        for prefix in ["machine/", "name/", "port/", "host/"] {
             assert!(store.list(prefix, None, 9).await.unwrap().is_empty());
         }
         let left = inventory(&engine.shared.config.data_dir).unwrap();
@@ -235,6 +241,78 @@ async fn two_starts_do_not_both_get_the_last_memory() {
         let failed = Target::Status(Status::Failed);
         engine.wait(&who, "a", failed, LONG).await.unwrap();
     }
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn ways_to_a_machine_are_the_same_for_the_next_engine() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Sick::new();
+    let first = engine(dir.path(), store.clone()).await;
+    let who = first.local_admin();
+    let made = first.create(&who, spec(), None).await.unwrap().machine;
+    let failed = Target::Status(Status::Failed);
+    first.wait(&who, "a", failed, LONG).await.unwrap();
+    first.revoke_tokens(&who, "a").await.unwrap();
+    let (secret, published) = (first.gateway_secret(), first.published());
+    let reached = first.reached("a").unwrap();
+    assert_eq!((published.len(), &reached.id), (1, &made.id));
+    first.close().await;
+    drop(first);
+
+    let next = engine(dir.path(), store.clone()).await;
+    assert_eq!(next.gateway_secret(), secret);
+    assert_eq!(next.published(), published);
+    assert_eq!(next.reached("a"), Some(reached.clone()));
+    assert!(next.take_listener(&published[0]).is_none(), "it binds anew");
+    next.close().await;
+    drop(next);
+
+    // A record of a version that gave no labels gets one.
+    let (machine, host) = (rows::machine(&made.id), rows::host("a"));
+    let whole: &dyn Store = store.as_ref();
+    let row = whole.get_json::<MachineRecord>(&machine).await.unwrap();
+    let mut record = row.unwrap().value;
+    record.exposure.host = None;
+    let writes = vec![Write::json(machine, &record).unwrap(), Write::Delete(host)];
+    store.commit(Vec::new(), writes).await.unwrap();
+    let last = engine(dir.path(), store).await;
+    assert_eq!(last.reached("a"), Some(reached));
+    last.close().await;
+}
+
+#[tokio::test]
+async fn two_owners_of_one_name_have_two_labels_and_numbers_before_a_dash_are_ports() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path(), Sick::new()).await;
+    let who = engine.local_admin();
+    let other = Principal {
+        owner: OwnerId::new(),
+        ..who.clone()
+    };
+    let image = engine
+        .shared
+        .fleet()
+        .images
+        .keys()
+        .next()
+        .unwrap()
+        .to_string();
+    let mut urls = Vec::new();
+    for (who, name) in [(&who, "web"), (&other, "web"), (&who, "3000-web")] {
+        let request = CreateMachine {
+            image: image.clone(),
+            name: Some(name.parse().unwrap()),
+            ..spec()
+        };
+        let made = engine.create(who, request, None).await.unwrap().machine;
+        urls.push((made.url.unwrap(), made.id.to_string()));
+    }
+    let url = |label: &str| format!("http://{label}.vms.localhost:8081");
+    let mark = urls[1].1[urls[1].1.len() - 4..].to_owned();
+    let urls: Vec<_> = urls.into_iter().map(|(url, _)| url).collect();
+    let expected = [url("web"), url(&format!("web-{mark}")), url("m-3000-web")];
+    assert_eq!(urls, expected);
     engine.close().await;
 }
 

@@ -13,8 +13,8 @@ use hutch_contract::image::ImportFormat;
 use hutch_contract::machine::{CreateMachine, Machine, Status};
 use hutch_contract::operation::OperationState;
 use hutch_engine::{
-    Engine, EngineConfig, Error, Item, Kernels, Mode, NetworkConfig, Principal, RuntimeOptions,
-    Target, inventory,
+    Engine, EngineConfig, Error, Item, Kernels, Mode, NetworkConfig, Principal, Reach,
+    RuntimeOptions, Target, inventory,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -104,6 +104,11 @@ impl Home {
             image_max_bytes: 1 << 30,
             console_bytes: 64 * 1024,
             boot_timeout_ms: 30_000,
+            reach: Reach {
+                ports: 22_001..=32_000,
+                ports_bind: [127, 0, 0, 1].into(),
+                urls: None,
+            },
         }
     }
 

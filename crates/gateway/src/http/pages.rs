@@ -75,7 +75,7 @@ impl Code {
                 403,
                 "port_not_exposed",
                 "This port is not exposed",
-                "`hutch port add` exposes it.",
+                "`hutch port expose NAME PORT` gives it a URL.",
             ),
             Code::Stopped => (
                 503,

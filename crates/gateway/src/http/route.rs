@@ -53,6 +53,15 @@ pub(super) fn route(authority: &str, base: &str) -> Route {
     }
 }
 
+/// The label and the port that a domain name means, when it can mean a machine below `base`.
+#[must_use]
+pub fn named(domain: &str, base: &str) -> Option<(String, Option<u16>)> {
+    match route(domain, base) {
+        Route::Machine { label, port } if !domain.contains(':') => Some((label, port)),
+        _ => None,
+    }
+}
+
 /// An authority without its port. Brackets of an IPv6 address stay; it is none of ours.
 pub(super) fn host(authority: &str) -> &str {
     match authority.rsplit_once(':') {

@@ -61,7 +61,9 @@ impl Environment {
         let known = |name: &str| {
             OTHER_VARIABLES.contains(&name)
                 || name.starts_with(PROGRAMS_PREFIX)
-                || KEYS.iter().any(|key| key.variable() == name)
+                || KEYS
+                    .iter()
+                    .any(|key| key.variable() == name || key.also.contains(&name))
         };
         self.0
             .keys()

@@ -143,6 +143,10 @@ pub fn load(flags: &Flags, host: &Host) -> Result<Loaded, Error> {
     if let Some(listen) = &flags.listen {
         figment = figment.merge(Layer::one("flag --listen", "listen", listen.clone()));
     }
+    if let Some(listen) = &flags.http_listen {
+        let flag = "flag --http-listen";
+        figment = figment.merge(Layer::one(flag, "gateway.http_listen", listen.clone()));
+    }
     if let Some(dir) = &flags.data_dir {
         let dir = path_text("data_dir", dir)?;
         figment = figment.merge(Layer::one("flag --data-dir", "data_dir", dir));
@@ -153,6 +157,15 @@ pub fn load(flags: &Flags, host: &Host) -> Result<Loaded, Error> {
     }
     let mut config: Config = figment.extract().map_err(refused)?;
     config.launcher = host.executable.clone();
+    config.gateway.chosen = origin(&figment, "gateway.http_listen") != "default";
+    if config.gateway.port_min > config.gateway.port_max {
+        return Err(Error::Setting {
+            key: "gateway.port_min".to_owned(),
+            origin: origin(&figment, "gateway.port_min"),
+            problem: format!("is above gateway.port_max, {}", config.gateway.port_max),
+            allowed: None,
+        });
+    }
     let account = ACCOUNT.iter().filter_map(|name| {
         let value = environment.text(name)?;
         Some(((*name).to_owned(), value.to_owned()))
@@ -164,7 +177,7 @@ pub fn load(flags: &Flags, host: &Host) -> Result<Loaded, Error> {
             source,
         })?;
     }
-    if config.socket().as_os_str().len() > MAX_SOCKET_PATH {
+    if config.gateway_socket().as_os_str().len() > MAX_SOCKET_PATH {
         return Err(Error::Setting {
             key: "data_dir".to_owned(),
             origin: origin(&figment, "data_dir"),
@@ -256,7 +269,9 @@ fn with_host_defaults(
     below = below.join(Layer::one("default", "agent", path_text("agent", &beside)?));
     let listen = figment.extract_inner::<SocketAddr>("listen");
     let loopback = listen.is_ok_and(|listen| listen.ip().is_loopback());
-    Ok(below.join(Layer::one("default", "runtime.allow_emulation", loopback)))
+    let below = below.join(Layer::one("default", "runtime.allow_emulation", loopback));
+    let bind = if loopback { "127.0.0.1" } else { "0.0.0.0" };
+    Ok(below.join(Layer::one("default", "gateway.ports_bind", bind)))
 }
 
 /// Holds one value, if there is one, against its row in the table: the types alone do not know the bounds.

@@ -70,7 +70,7 @@ const fn key(path: &'static str, shape: Shape, also: &'static [&'static str]) ->
 }
 
 /// All of them.
-pub(super) const KEYS: [Key; 37] = [
+pub(super) const KEYS: [Key; 44] = [
     key("listen", Shape::Text, &[]),
     key("data_dir", Shape::Text, &["DATA_DIR"]),
     key("cache_dir", Shape::Text, &[]),
@@ -83,6 +83,13 @@ pub(super) const KEYS: [Key; 37] = [
     key("kernel_modules", Shape::Text, &[]),
     key("kernel_args", Shape::Text, &["HYPERFLEET_KERNEL_ARGS"]),
     key("api.token", Shape::Text, &["API_TOKEN"]),
+    key("gateway.http_listen", Shape::Text, &["HUTCH_HTTP_LISTEN"]),
+    key("gateway.domain", Shape::Text, &["BASE_DOMAIN"]),
+    key("gateway.url_scheme", Shape::Word(&["http", "https"]), &[]),
+    key("gateway.url_port", Shape::Number(1..=65_535), &[]),
+    key("gateway.ports_bind", Shape::Text, &[]),
+    key("gateway.port_min", Shape::Number(1..=65_535), &["PORT_MIN"]),
+    key("gateway.port_max", Shape::Number(1..=65_535), &["PORT_MAX"]),
     key("runtime.default", Shape::Text, &["SANDBOX_RUNTIME"]),
     key("runtime.acceleration", Shape::Word(&["kvm", "tcg"]), &[]),
     key("runtime.docker_socket", Shape::Text, &[]),

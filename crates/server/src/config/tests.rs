@@ -110,7 +110,7 @@ fn a_later_source_wins_and_each_value_knows_its_own() {
     let flags = Flags {
         config: Some(file.clone()),
         listen: Some("127.0.0.1:3".to_owned()),
-        data_dir: None,
+        ..Flags::default()
     };
     let variables = [
         ("HUTCH_LISTEN", "127.0.0.1:2"),
@@ -448,6 +448,79 @@ fn a_directory_too_deep_for_a_socket_is_refused_at_once() {
         text.contains("data_dir") && text.contains("107") && text.contains("DATA_DIR"),
         "{text}"
     );
+}
+
+#[test]
+fn machines_are_reached_on_this_host_alone_as_long_as_the_api_is() {
+    let here = loaded(&[]).config.gateway;
+    assert_eq!(
+        here.http_listen,
+        HttpListen(Some("127.0.0.1:8081".parse().unwrap()))
+    );
+    assert!(here.ports_bind.is_loopback() && !here.chosen);
+    let open = loaded(&[("HUTCH_LISTEN", "0.0.0.0:8080")]).config.gateway;
+    assert!(open.ports_bind.is_unspecified());
+    let told = [
+        ("HUTCH_LISTEN", "0.0.0.0:8080"),
+        ("HUTCH_GATEWAY_PORTS_BIND", "192.0.2.1"),
+        ("HUTCH_HTTP_LISTEN", "off"),
+        ("PORT_MIN", "3000"),
+        ("PORT_MAX", "3010"),
+    ];
+    let told = loaded(&told);
+    assert!(told.unknown_variables.is_empty());
+    let gateway = told.config.gateway;
+    assert_eq!(gateway.ports_bind.to_string(), "192.0.2.1");
+    assert!(gateway.chosen && gateway.http_listen == HttpListen(None));
+    let reach = gateway.reach(None);
+    assert_eq!(reach.ports, 3000..=3010);
+    assert!(reach.urls.is_none());
+}
+
+#[test]
+fn urls_are_written_as_the_outermost_proxy_has_them() {
+    let url = |variables: &[(&str, &str)], port| {
+        let urls = loaded(variables).config.gateway.reach(port).urls;
+        urls.map(|urls| urls.of("web", Some(3000)))
+    };
+    let of = |text: &str| Some(text.to_owned());
+    assert_eq!(
+        url(&[], Some(8081)),
+        of("http://3000-web.vms.localhost:8081")
+    );
+    assert_eq!(url(&[], Some(80)), of("http://3000-web.vms.localhost"));
+    assert_eq!(url(&[], None), None);
+    let proxied = [
+        ("BASE_DOMAIN", "VMs.Example.net."),
+        ("HUTCH_GATEWAY_URL_SCHEME", "https"),
+    ];
+    assert_eq!(url(&proxied, None), of("https://3000-web.vms.example.net"));
+    let odd = [("HUTCH_GATEWAY_URL_PORT", "8443"), proxied[1]];
+    assert_eq!(
+        url(&odd, Some(8081)),
+        of("https://3000-web.vms.localhost:8443")
+    );
+}
+
+#[test]
+fn a_gateway_that_cannot_be_meant_is_refused_by_name() {
+    for (variable, value, key) in [
+        ("HUTCH_HTTP_LISTEN", "8081", "gateway.http_listen"),
+        ("BASE_DOMAIN", "vms localhost", "gateway.domain"),
+        ("BASE_DOMAIN", "*.example.net", "gateway.domain"),
+        ("HUTCH_GATEWAY_URL_SCHEME", "ftp", "gateway.url_scheme"),
+        (
+            "HUTCH_GATEWAY_PORTS_BIND",
+            "localhost",
+            "gateway.ports_bind",
+        ),
+        ("PORT_MIN", "0", "gateway.port_min"),
+        ("PORT_MIN", "40000", "gateway.port_min"),
+    ] {
+        let home = host(Path::new("/nowhere"), &[(variable, value)]);
+        let text = refusal(&Flags::default(), &home);
+        assert!(text.contains(key) && text.contains(variable), "{text}");
+    }
 }
 
 #[test]

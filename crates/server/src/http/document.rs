@@ -15,6 +15,7 @@ use utoipa::openapi::{ContentBuilder, OpenApi, Ref};
     security(("bearer" = []), ("key" = [])),
     tags(
         (name = "machines", description = "What you create, run commands in and delete. `{id}` is an id or a name."),
+        (name = "ports", description = "How machines are reached from outside: ports of the host, and URLs."),
         (name = "exec", description = "Commands in machines."),
         (name = "files", description = "Files in machines: raw bytes of any size."),
         (name = "images", description = "What machines are made from."),
@@ -75,6 +76,7 @@ pub(super) fn finish(described: OpenApi) -> OpenApi {
             &mut item.get,
             &mut item.put,
             &mut item.post,
+            &mut item.patch,
             &mut item.delete,
         ];
         for operation in operations.into_iter().flatten() {

@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
+use hutch_contract::expose::ChangeMachine;
 use hutch_contract::machine::{CreateMachine, Machine, Status};
 use hutch_contract::network::NetworkPolicy;
 use hutch_contract::page::{DEFAULT_LIMIT, Page};
@@ -21,7 +22,7 @@ const MAX_IDEMPOTENCY_KEY: usize = 255;
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(create, list))
-        .routes(routes!(get, delete))
+        .routes(routes!(get, delete, change))
         .routes(routes!(start))
         .routes(routes!(stop))
         .routes(routes!(restart))
@@ -205,6 +206,23 @@ async fn delete(
     )
     .await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Change a machine
+///
+/// At once, whatever it does; what is left out stays.
+#[utoipa::path(patch, path = "/v1/machines/{id}", tag = "machines", request_body = ChangeMachine,
+    params(("id" = String, Path, description = "Id or name.")),
+    responses((status = 200, description = "It is so.", body = Machine)))]
+async fn change(
+    State(app): State<App>,
+    Caller(who): Caller,
+    Path(id): Path<String>,
+    Json(asked): Json<ChangeMachine>,
+) -> Result<axum::Json<Machine>, Failure> {
+    let engine = app.engine.clone();
+    let changed = app.to_its_end(async move { engine.change(&who, &id, &asked).await });
+    Ok(axum::Json(changed.await?))
 }
 
 /// Changes the level of a machine, and waits for it when asked to.

@@ -55,6 +55,8 @@ impl Bench {
         let engine = Engine::open(config.engine()).await.unwrap();
         let closing = CancellationToken::new();
         let app = App {
+            tokens: Tokens::new(engine.gateway_secret()),
+            names: Names::below("vms.localhost"),
             engine,
             token: Some(Token::new(TOKEN)),
             closing,
@@ -125,7 +127,9 @@ impl Bench {
         let mut routes = Vec::new();
         for (path, item) in self.document["paths"].as_object().unwrap() {
             for (method, operation) in item.as_object().unwrap() {
-                let mut uri = path.replace("{id}", "no-such-thing");
+                let mut uri = path
+                    .replace("{id}", "no-such-thing")
+                    .replace("{host_port}", "22001");
                 if path.starts_with("/v1/operations") {
                     uri = path.replace("{id}", "op-01arz3ndektsv4rrffq69g5fav");
                 }
@@ -143,6 +147,7 @@ impl Bench {
                         "status" => "running",
                         "name" => "x",
                         "format" => "tar",
+                        "domain" => "no-such-thing.vms.localhost",
                         other => panic!("no example for {other} of {method} {path}"),
                     };
                     let join = if uri.contains('?') { '&' } else { '?' };
@@ -155,7 +160,12 @@ impl Bench {
                             Some("#/components/schemas/CreateMachine") => {
                                 r#"{"image":"no-such-thing"}"#
                             }
-                            Some("#/components/schemas/NetworkPolicy") => "{}",
+                            Some("#/components/schemas/PublishPort") => r#"{"guest_port":80}"#,
+                            Some(
+                                "#/components/schemas/ChangeMachine"
+                                | "#/components/schemas/MintToken"
+                                | "#/components/schemas/NetworkPolicy",
+                            ) => "{}",
                             Some("#/components/schemas/Exec") => r#"{"command":["true"]}"#,
                             Some("#/components/schemas/BootstrapImage") => {
                                 r#"{"distribution":"no-such-thing"}"#

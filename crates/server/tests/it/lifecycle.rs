@@ -6,7 +6,8 @@ use std::os::unix::net::UnixListener;
 
 use hutch_contract::client::Error as ClientError;
 use hutch_contract::error::Kind;
-use hutch_server::Error;
+use hutch_server::config::HttpListen;
+use hutch_server::{Error, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -82,6 +83,36 @@ async fn a_port_in_use_is_said_before_anything_is_touched() {
     assert!(matches!(error, Error::PortInUse { .. }), "{error}");
     assert!(error.to_string().contains(&address) && error.hint().unwrap().contains("--listen"));
     assert!(!home.data_dir().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_port_in_use_counts_only_when_somebody_chose_it() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let home = Home::new();
+    let error = home.refusal(&[("HUTCH_HTTP_LISTEN", &address)]).await;
+    assert!(matches!(error, Error::GatewayInUse { .. }), "{error}");
+    assert!(
+        error.to_string().contains(&address) && error.hint().unwrap().contains("--http-listen")
+    );
+    assert!(!home.data_dir().exists());
+
+    // The same port as if nobody had chosen it.
+    let mut config = home.config(&[]);
+    config.gateway.http_listen = HttpListen(taken.local_addr().ok());
+    config.gateway.chosen = false;
+    let running = Server::start(config).await.unwrap();
+    assert_eq!(running.http_addr(), None);
+    assert!(by_tcp(&running).health().await.is_ok());
+    running.shutdown().await;
+
+    let running = home.start().await;
+    assert!(running.http_addr().is_some());
+    let socket = home.data_dir().join("gateway.sock");
+    let mode = fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    running.shutdown().await;
+    assert!(!socket.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

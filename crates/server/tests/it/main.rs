@@ -31,6 +31,7 @@ impl Home {
         let fixed = [
             ("HOME", self.0.path().to_str().unwrap().to_owned()),
             ("HUTCH_LISTEN", "127.0.0.1:0".to_owned()),
+            ("HUTCH_HTTP_LISTEN", "127.0.0.1:0".to_owned()),
             // Nothing here boots a kernel, and none must be downloaded.
             ("HUTCH_KERNEL", "/nowhere/kernel.deb".to_owned()),
             ("HUTCH_RUNTIME_PROGRAMS_STUB", at("hutch-stub-vmm")),

@@ -37,9 +37,8 @@ pub struct Args {
 
 pub async fn run(args: Args, app: &App) -> Result<ExitCode, Error> {
     let flags = Flags {
-        config: None,
-        listen: None,
         data_dir: app.place.data_dir.clone(),
+        ..Flags::default()
     };
     let programs = serve::load(app, flags)?.config.programs_dir();
     let order = Order {

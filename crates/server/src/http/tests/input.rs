@@ -24,7 +24,7 @@ async fn what_is_no_route_says_so_in_json() {
     }
     for (method, path, allowed) in [
         ("PATCH", "/v1/machines", "POST,GET,HEAD"),
-        ("POST", "/v1/machines/a", "GET,HEAD,DELETE"),
+        ("POST", "/v1/machines/a", "GET,HEAD,DELETE,PATCH"),
         ("GET", "/v1/machines/a/start", "POST"),
         ("TRACE", "/v1/images", "GET,HEAD"),
         ("DELETE", "/health", "GET,HEAD"),
