@@ -104,7 +104,7 @@ mod tests {
             for label in of(&name) {
                 prop_assert!(label.len() <= LONGEST && !has_port(&label), "{}", label);
                 prop_assert!(label.parse::<Name>().is_ok(), "{}", label);
-                let longest = format!("65535-{}", label);
+                let longest = format!("65535-{label}");
                 prop_assert!(longest.parse::<Name>().is_ok(), "{}", longest);
             }
         }

@@ -1,7 +1,5 @@
 //! What may be asked for, and who gets what, with real sockets of the loopback.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use hutch_contract::expose::Access;
 use hutch_contract::id::OwnerId;
 use proptest::prelude::*;
