@@ -24,7 +24,7 @@ use crate::program::{Program, Wanted};
 use crate::ring::Follower;
 use crate::tap::LaunchTap;
 use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
-use crate::{sys, vsock};
+use crate::{passt, sys, vsock};
 use arguments::Host;
 
 /// The runtime's name.
@@ -85,6 +85,7 @@ impl CloudHypervisor {
         let has_modules = dir.file(MachineDir::MODULES).is_file();
         let mut argv = vec![self.program.text(NAME)?];
         argv.extend(arguments::arguments(spec, host, has_modules));
+        passt::refuse(NAME, spec)?;
         Ok(Launch {
             user: spec.user.map(LaunchUser::with_kvm),
             own_dir: true,

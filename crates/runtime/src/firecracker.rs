@@ -26,7 +26,7 @@ use crate::process::{self, Adopted, Process};
 use crate::program::{Program, Wanted};
 use crate::tap::LaunchTap;
 use crate::vsock;
-use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
+use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig, passt};
 use jail::{Jail, Place};
 
 /// The runtime's name.
@@ -93,6 +93,7 @@ impl Firecracker {
         };
         let text = config::text(spec, &self.config, place, has_modules);
         let argv = argv.into_iter().chain(config::arguments(place)).collect();
+        passt::refuse(NAME, spec)?;
         let taps = LaunchTap::of(NAME, spec, None)?;
         Ok(Launch {
             user: spec.user.map(LaunchUser::with_kvm),

@@ -18,6 +18,7 @@ use tokio::net::unix::pipe;
 
 use crate::cgroup::{Limits, Placed};
 use crate::identity::{self, Identity, Proof};
+use crate::passt::LaunchPasst;
 use crate::process::{Judge, Process, Vmm};
 use crate::spec::{MachineSpec, RuntimeConfig, User};
 use crate::tap::LaunchTap;
@@ -66,6 +67,9 @@ pub(crate) struct Launch {
     /// Taps that it uses.
     #[serde(default)]
     pub(crate) taps: Vec<LaunchTap>,
+    /// The user-mode network that it uses.
+    #[serde(default)]
+    pub(crate) passt: Option<LaunchPasst>,
     /// A connection whose output is recorded.
     pub(crate) monitor: Option<Monitor>,
     /// The most descriptors it may have open.
@@ -102,6 +106,7 @@ impl Launch {
             gains_privileges: false,
             listen: Vec::new(),
             taps: Vec::new(),
+            passt: None,
             monitor: None,
             open_files: 0,
             cgroup: None,

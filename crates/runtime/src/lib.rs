@@ -11,6 +11,7 @@ mod identity;
 mod kernel_line;
 mod kvm;
 mod launch;
+mod passt;
 mod process;
 mod program;
 mod qmp;
@@ -36,8 +37,9 @@ mod virtualbox;
 
 pub use dir::MachineDir;
 pub use error::Error;
+pub use passt::{NoUserNetwork, user_network};
 pub use process::{Adopted, ExitReport, Process};
-pub use spec::{ImageLayer, MachineSpec, Nic, Outside, Root, RuntimeConfig, User};
+pub use spec::{ImageLayer, MachineSpec, Nic, Outside, Root, RuntimeConfig, User, UserNet};
 
 use std::path::Path;
 
@@ -80,6 +82,11 @@ pub trait Runtime: Send + Sync {
 
     /// Whether it takes a kernel only as an ELF file, having no boot loader.
     fn boots_elf_only(&self) -> bool {
+        false
+    }
+
+    /// Whether its machines may have [`Nic::Filtered`]; [`user_network`] says whether that works on this host.
+    fn has_user_network(&self) -> bool {
         false
     }
 

@@ -120,18 +120,25 @@ impl Program {
     /// [`Error::ProgramMissing`], [`Error::TooOld`], [`Error::Unusable`] without the KVM that it needs;
     /// [`Error::Launch`] for one that tells no version.
     pub(crate) async fn check(&self) -> Result<(), Error> {
+        self.is_since(self.wanted.oldest).await?;
+        self.kvm.clone().map_err(|reason| Error::Unusable {
+            runtime: self.wanted.name,
+            reason,
+        })
+    }
+
+    /// Refuses a program that is missing or older than this.
+    ///
+    /// # Errors
+    /// [`Error::ProgramMissing`], [`Error::TooOld`]; [`Error::Launch`] for one that tells no version.
+    pub(crate) async fn is_since(&self, oldest: Version) -> Result<(), Error> {
         self.path()?;
         match self.version().await {
-            Ok(version) if *version >= self.wanted.oldest => {
-                self.kvm.clone().map_err(|reason| Error::Unusable {
-                    runtime: self.wanted.name,
-                    reason,
-                })
-            }
+            Ok(version) if *version >= oldest => Ok(()),
             Ok(version) => Err(Error::TooOld {
                 program: self.wanted.name,
                 version: in_words(*version),
-                oldest: in_words(self.wanted.oldest),
+                oldest: in_words(oldest),
                 hint: self.wanted.install,
             }),
             Err(answer) => Err(Error::Launch {

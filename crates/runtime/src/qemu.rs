@@ -13,11 +13,12 @@ use hutch_contract::node::{Capabilities, RuntimeInfo};
 use crate::breaker::Breakers;
 use crate::cgroup::Limits;
 use crate::launch::{self, Launch, LaunchUser, Listen};
+use crate::passt::{self, LaunchPasst};
 use crate::process::{self, Adopted, Process};
-use crate::program::{Program, Wanted};
+use crate::program::{Program, Version, Wanted};
 use crate::qmp;
 use crate::tap::LaunchTap;
-use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
+use crate::{Channel, Error, MachineDir, MachineSpec, Nic, Runtime, RuntimeConfig};
 use acceleration::Acceleration;
 
 /// The runtime's name.
@@ -29,6 +30,8 @@ const PROGRAM: Wanted = Wanted {
     oldest: (6, 2, 0),
     needs_kvm: false,
 };
+/// The first version whose card can be a stream of frames.
+const STREAMS: Version = (7, 2, 0);
 /// Time for QEMU to be ready for commands.
 const READY: Duration = Duration::from_secs(10);
 /// The most descriptors that QEMU may have open; it needs fewer than forty.
@@ -46,6 +49,8 @@ const MONITOR_FD: i32 = 4;
 const EVENTS_FD: i32 = 5;
 /// The same of its tap.
 const TAP_FD: i32 = 6;
+/// The same of its user-mode network.
+const PASST_FD: i32 = 7;
 
 /// See the module.
 pub(crate) struct Qemu {
@@ -83,14 +88,20 @@ impl Qemu {
             fd,
         };
         let plain = Launch::new(argv, spec, &self.config);
+        let passt = LaunchPasst::of(NAME, spec, PASST_FD)?;
         let (user, overhead_mib) = match acceleration {
             Acceleration::Kvm => (spec.user.map(LaunchUser::with_kvm), OVERHEAD_MIB),
             Acceleration::Tcg { .. } => {
                 (plain.user.clone(), OVERHEAD_MIB + arguments::TCG_CODE_MIB)
             }
         };
+        let overhead_mib = match passt {
+            Some(_) => overhead_mib + passt::OVERHEAD_MIB,
+            None => overhead_mib,
+        };
         Ok(Launch {
             user,
+            passt,
             listen: vec![
                 listen(MachineDir::AGENT_SOCKET, AGENT_FD),
                 listen(MachineDir::MONITOR_SOCKET, MONITOR_FD),
@@ -112,6 +123,10 @@ impl Qemu {
 impl Runtime for Qemu {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn has_user_network(&self) -> bool {
+        true
     }
 
     async fn probe(&self) -> RuntimeInfo {
@@ -145,6 +160,9 @@ impl Runtime for Qemu {
 
     async fn start(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Process, Error> {
         self.program.check().await?;
+        if let Nic::Filtered(_) = spec.nic {
+            self.program.is_since(STREAMS).await?;
+        }
         let what = self.launch(dir, spec)?;
         self.breakers.forget(dir);
         qmp::launch(NAME, &self.config, dir, what, READY).await

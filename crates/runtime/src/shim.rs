@@ -19,6 +19,8 @@
 //! When the shim dies the kernel kills the VMM: nothing runs without its lock. When the VMM ends, what it
 //! started and what is in its cgroup ends too, before `exit.json`. One thread, no tokio.
 
+pub(crate) mod frames;
+mod link;
 mod relay;
 
 use std::fs::File;
@@ -39,9 +41,12 @@ use crate::MachineDir;
 use crate::cgroup::Cgroup;
 use crate::identity::{Identity, boot_id};
 use crate::launch::{Answer, ExitRecord, ExitStatus, Launch, Record, read_json, write_json};
+use crate::passt::{self, LaunchPasst};
 use crate::ring::RingWriter;
 use crate::sys;
 use crate::tap::{self, LaunchTap};
+use frames::Policy;
+use link::Link;
 use relay::Source;
 
 /// The most bytes kept of what an event monitor says.
@@ -121,7 +126,11 @@ fn start() -> Result<(Vmm, Record), Failure> {
         .ok_or_else(|| at("read run/launch.json")(io::ErrorKind::InvalidData.into()))?;
 
     // While the agreed numbers are free.
-    let (kept, events) = descriptors(&launch)?;
+    let Descriptors {
+        kept,
+        events,
+        frames,
+    } = descriptors(&launch)?;
     let ring = |path: &str, size| {
         RingWriter::open(Path::new(path), size).map_err(at(format!("open {path}")))
     };
@@ -139,13 +148,21 @@ fn start() -> Result<(Vmm, Record), Failure> {
     };
     stay_on(&launch.affinity)?;
     let cgroup = launch.cgroup.as_ref().map(Cgroup::make);
-    let mut child = spawn(&launch, &kept, cgroup.as_ref())?;
+    let (said, words) = io::pipe().map_err(at("make a pipe"))?;
+    let link = match launch.passt.as_ref().zip(frames) {
+        Some((passt, frames)) => {
+            let words = words.try_clone().map_err(at("give passt our pipe"))?;
+            let link = connect(&launch, passt, frames, words, cgroup.as_ref())?;
+            Some(link)
+        }
+        None => None,
+    };
+    let mut child = spawn(&launch, &kept, words, cgroup.as_ref())?;
     drop(kept);
 
     let pid = Pid::from_child(&child);
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty());
     let out = child.stdout.take().expect("its output is piped");
-    let err = child.stderr.take().expect("its errors are piped");
     let placed = cgroup.as_ref().map(|cgroup| cgroup.placed(pid));
     let vmm = Vmm {
         child,
@@ -153,9 +170,10 @@ fn start() -> Result<(Vmm, Record), Failure> {
         pidfd: pidfd.map_err(|error| at("open the VMM's process")(error.into()))?,
         sources: [
             Some(Source::new(out.into(), console).ending_after(launch.last_words.as_deref())),
-            Some(Source::new(err.into(), log)),
+            Some(Source::new(said.into(), log)),
             events,
         ],
+        link,
     };
     let record = Record {
         boot_id: boot_id().map_err(at("read the host's boot id"))?,
@@ -233,8 +251,17 @@ fn give(launch: &Launch) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The descriptors that the VMM inherits, under the numbers agreed for them, and our end of its event monitor.
-fn descriptors(launch: &Launch) -> Result<(Vec<OwnedFd>, Option<OwnedFd>), Failure> {
+/// What is open before the VMM runs.
+struct Descriptors {
+    /// What the VMM inherits, under the numbers agreed for them.
+    kept: Vec<OwnedFd>,
+    /// Our end of its event monitor.
+    events: Option<OwnedFd>,
+    /// Our end of its network card.
+    frames: Option<OwnedFd>,
+}
+
+fn descriptors(launch: &Launch) -> Result<Descriptors, Failure> {
     let mut kept = Vec::new();
     for listen in &launch.listen {
         let socket = listen_on(&listen.path).map_err(at(format!("listen on {}", listen.path)))?;
@@ -258,6 +285,14 @@ fn descriptors(launch: &Launch) -> Result<(Vec<OwnedFd>, Option<OwnedFd>), Failu
             Some(above(ours.into()).map_err(at("move a descriptor"))?)
         }
     };
+    let frames = match &launch.passt {
+        None => None,
+        Some(passt) => {
+            let (ours, theirs) = pair()?;
+            kept.push((theirs, passt.fd));
+            Some(ours)
+        }
+    };
     let mut placed = Vec::new();
     for (fd, number) in kept {
         placed.push((above(fd).map_err(at("move a descriptor"))?, number));
@@ -270,7 +305,39 @@ fn descriptors(launch: &Launch) -> Result<(Vec<OwnedFd>, Option<OwnedFd>), Failu
         }
     };
     let kept: io::Result<Vec<OwnedFd>> = placed.into_iter().map(place).collect();
-    Ok((kept.map_err(at("give a descriptor its number"))?, events))
+    Ok(Descriptors {
+        kept: kept.map_err(at("give a descriptor its number"))?,
+        events,
+        frames,
+    })
+}
+
+/// Two connected sockets, above the agreed numbers.
+fn pair() -> Result<(OwnedFd, OwnedFd), Failure> {
+    let (one, other) = UnixStream::pair().map_err(at("make a pair of sockets"))?;
+    let above = |socket: UnixStream| above(socket.into()).map_err(at("move a descriptor"));
+    Ok((above(one)?, above(other)?))
+}
+
+/// Starts passt and puts the filter between it and `frames`, our end of the VMM's network card.
+fn connect(
+    launch: &Launch,
+    passt: &LaunchPasst,
+    frames: OwnedFd,
+    words: io::PipeWriter,
+    cgroup: Option<&Cgroup>,
+) -> Result<Link, Failure> {
+    let addresses = sys::own_addresses().map_err(at("read the host's addresses"))?;
+    let mut filter = passt.filter.clone();
+    let resolvers = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    filter.dns &= link::has_resolver(&resolvers);
+    let (ours, theirs) = pair()?;
+    let joints = cgroup.map(Cgroup::joints).unwrap_or_default();
+    let child = passt::spawn(&passt.argv, &theirs, words.into(), set_up(launch, &joints));
+    let program = passt.argv.first().map_or("nothing", String::as_str);
+    let child = child.map_err(at(format!("run {program}")))?;
+    let policy = Policy::new(&filter, &addresses);
+    Ok(Link::new(frames, ours, child, policy))
 }
 
 fn above(fd: OwnedFd) -> io::Result<OwnedFd> {
@@ -304,6 +371,7 @@ fn stay_on(cpus: &[u32]) -> Result<(), Failure> {
 fn spawn(
     launch: &Launch,
     kept: &[OwnedFd],
+    words: io::PipeWriter,
     cgroup: Option<&Cgroup>,
 ) -> Result<std::process::Child, Failure> {
     let [program, arguments @ ..] = launch.argv.as_slice() else {
@@ -317,23 +385,31 @@ fn spawn(
         .envs(&launch.env)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .stderr(words);
     sys::set_up(
         &mut command,
         sys::Child {
-            join: joints.iter().map(AsRawFd::as_raw_fd).collect(),
             keep: kept.iter().map(|fd| fd.as_fd().as_raw_fd()).collect(),
-            ids: launch
-                .user
-                .as_ref()
-                .filter(|_| !launch.changes_user)
-                .map(|user| (user.uid, user.gid, user.groups.clone())),
             own_network: launch.own_network,
             limits: vec![(Resource::Core, 0), (Resource::Nofile, launch.open_files)],
             gains_privileges: launch.gains_privileges,
+            ..set_up(launch, &joints)
         },
     );
     command.spawn().map_err(at(format!("run {program}")))
+}
+
+/// What all children have in common. `joints` stay open until they run.
+fn set_up(launch: &Launch, joints: &[File]) -> sys::Child {
+    let user = launch.user.as_ref().filter(|_| !launch.changes_user);
+    sys::Child {
+        join: joints.iter().map(AsRawFd::as_raw_fd).collect(),
+        keep: Vec::new(),
+        ids: user.map(|user| (user.uid, user.gid, user.groups.clone())),
+        own_network: false,
+        limits: Vec::new(),
+        gains_privileges: false,
+    }
 }
 
 /// Ends all children of this process, which then are those that its VMM has left.
@@ -362,12 +438,14 @@ struct Vmm {
     cgroup: Option<Cgroup>,
     pidfd: OwnedFd,
     sources: [Option<Source>; 3],
+    /// Its network, where that goes through us.
+    link: Option<Link>,
 }
 
 impl Vmm {
     /// Records until it has ended. Says how, and its limit of memory when it was killed for that.
     fn run(mut self) -> (ExitStatus, Option<u64>) {
-        relay::until_end(&mut self.sources, &self.pidfd);
+        relay::until_end(&mut self.sources, &mut self.link, &self.pidfd);
         let status = match self.child.wait() {
             Ok(status) => match (status.code(), status.signal()) {
                 (Some(code), _) => ExitStatus::Code(code),
@@ -376,6 +454,8 @@ impl Vmm {
             // It has ended and is our child: there is a status.
             Err(_) => ExitStatus::Code(-1),
         };
+        // While its number is still its own.
+        self.link = None;
         end_descendants();
         let killed = status == ExitStatus::Signal(libc::SIGKILL);
         let cgroup = self.cgroup.as_ref().filter(|_| killed);

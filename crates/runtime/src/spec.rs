@@ -1,6 +1,7 @@
 //! What a runtime is told: plain data.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 /// A machine as a runtime sees it. Its files are in its directory under fixed names.
@@ -68,6 +69,28 @@ pub enum Nic {
         /// The guest's address on it. A machine that goes on from another's memory has that one's.
         mac: [u8; 6],
     },
+    /// passt behind a filter: the way out for machines of a server that is not root.
+    Filtered(UserNet),
+}
+
+/// A user-mode network that reaches what is public, over IPv4, by this host's own sockets. Nobody reaches the guest by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserNet {
+    /// passt, by its absolute path: see [`user_network`](crate::user_network).
+    pub program: PathBuf,
+    /// The guest's address on its card.
+    pub mac: [u8; 6],
+    /// The guest's address. No packet leaves with another one.
+    pub address: Ipv4Addr,
+    /// What the guest takes for its router and only neighbour. It answers nothing but questions for names.
+    pub gateway: Ipv4Addr,
+    /// The gateway's address on the card.
+    pub gateway_mac: [u8; 6],
+    /// Whether the gateway hands on questions for names (by UDP) to the host's resolver.
+    pub dns: bool,
+    /// Networks that the guest does not reach, each an address and the length of its prefix: private ones, say. The
+    /// host's own addresses, loopback, link-local, multicast and broadcast are refused in any case.
+    pub refuse: Vec<(Ipv4Addr, u8)>,
 }
 
 /// Who a VMM runs as.

@@ -17,9 +17,9 @@ use crate::breaker::Breakers;
 use crate::cgroup::Limits;
 use crate::launch::{self, Launch, Listen};
 use crate::process::{self, Adopted, Process};
-use crate::qmp;
 use crate::tap::LaunchTap;
 use crate::{Channel, Error, MachineDir, MachineSpec, Runtime, RuntimeConfig};
+use crate::{passt, qmp};
 
 /// The runtime's name.
 pub(crate) const NAME: &str = "stub";
@@ -110,6 +110,7 @@ impl Runtime for Stub {
     }
 
     async fn start(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Process, Error> {
+        passt::refuse(NAME, spec)?;
         let what = self.launch(spec)?;
         let guest = dir.file(GUEST);
         match tokio::fs::create_dir(&guest).await {

@@ -1,11 +1,12 @@
 //! What neither std nor rustix offers safely: the steps between fork and exec, signal dispositions, the time stamp counter,
-//! taps and Landlock's version. Everything `unsafe` of this crate is here.
+//! taps, this host's addresses and Landlock's version. Everything `unsafe` of this crate is here.
 #![expect(
     unsafe_code,
     reason = "fork, signal dispositions, rdtsc and taps have no safe interface"
 )]
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -153,6 +154,38 @@ pub(crate) fn tap_stays(tun: impl AsFd) -> io::Result<bool> {
     // SAFETY: this member is the one that the call has written.
     let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
     Ok(flags & PERSISTENT != 0)
+}
+
+/// The IPv4 addresses of all interfaces of this host, as the calling thread sees it.
+pub(crate) fn own_addresses() -> io::Result<Vec<Ipv4Addr>> {
+    let mut first: *mut libc::ifaddrs = std::ptr::null_mut();
+    // SAFETY: the call writes one pointer.
+    if unsafe { libc::getifaddrs(&raw mut first) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut all = Vec::new();
+    let mut next = first;
+    // SAFETY: what the call has made is a list of these that ends with a null pointer, and stays until it is freed.
+    while let Some(one) = unsafe { next.as_ref() } {
+        next = one.ifa_next;
+        // SAFETY: the address is null or one of the family that it begins with.
+        let family = unsafe { one.ifa_addr.as_ref() }.map(|address| address.sa_family);
+        if family == Some(libc::AF_INET as libc::sa_family_t) {
+            // SAFETY: of this family it is a sockaddr_in, for which it is aligned.
+            let address = unsafe { &*one.ifa_addr.cast::<libc::sockaddr_in>() };
+            all.push(Ipv4Addr::from(address.sin_addr.s_addr.to_ne_bytes()));
+        }
+    }
+    // SAFETY: it came from the call above, and nothing refers to it any more.
+    unsafe { libc::freeifaddrs(first) };
+    Ok(all)
+}
+
+/// Gives the calling thread, and what it starts, a network of its own.
+#[cfg(test)]
+pub(crate) fn own_network() -> io::Result<()> {
+    // SAFETY: shares and unshares no descriptors.
+    Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?)
 }
 
 /// The version of the kernel's Landlock interface; 0 where there is none or it is switched off.

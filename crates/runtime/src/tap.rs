@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Uid};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, MachineSpec, Nic, sys};
+use crate::{Error, MachineSpec, Nic, passt, sys};
 
 /// Where all taps come from.
 const DEVICE: &str = "/dev/net/tun";
@@ -52,13 +52,14 @@ impl LaunchTap {
     }
 }
 
-/// For runtimes whose machines have no tap.
+/// For runtimes whose machines have no tap, and no passt either.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a machine that is to have one.
 pub(crate) fn refuse(runtime: &'static str, spec: &MachineSpec) -> Result<(), Error> {
     match spec.nic {
         Nic::None | Nic::Restricted => Ok(()),
+        Nic::Filtered(_) => passt::refuse(runtime, spec),
         Nic::Tap { .. } => Err(Error::Unsupported {
             runtime,
             what: "use a tap",

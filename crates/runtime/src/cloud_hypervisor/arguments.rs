@@ -77,7 +77,8 @@ fn devices(
     }
     match &spec.nic {
         // There is no user-mode network here: a card that reaches nothing is none.
-        Nic::None | Nic::Restricted => {}
+        // The last is refused before.
+        Nic::None | Nic::Restricted | Nic::Filtered(_) => {}
         Nic::Tap { mac, .. } => {
             let mac = tap::mac(mac);
             // A queue for each direction. It may not set a size for the tap's packets, and reads it.

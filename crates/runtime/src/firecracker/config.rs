@@ -152,8 +152,8 @@ pub(super) fn text(
         drives.push(drive("modules", MachineDir::MODULES, true));
     }
     let network_interfaces = match &spec.nic {
-        // There is no user-mode network here: a card that reaches nothing is none.
-        Nic::None | Nic::Restricted => Vec::new(),
+        // There is no user-mode network here: a card that reaches nothing is none, and passt is refused before.
+        Nic::None | Nic::Restricted | Nic::Filtered(_) => Vec::new(),
         Nic::Tap { name, mac } => vec![Card {
             iface_id: "eth0",
             host_dev_name: name.clone(),

@@ -2,7 +2,7 @@
 //! see has a fixed order and explicit names.
 
 use super::acceleration::Acceleration;
-use super::{AGENT_FD, EVENTS_FD, MONITOR_FD, TAP_FD};
+use super::{AGENT_FD, EVENTS_FD, MONITOR_FD, PASST_FD, TAP_FD};
 use crate::{MachineDir, MachineSpec, Nic, kernel_line, sys, tap};
 
 /// MiB of translated code that TCG keeps. Its default is a gigabyte, which a guest fills in time; a kernel's boot
@@ -115,6 +115,13 @@ fn devices(spec: &MachineSpec, has_modules: bool) -> Vec<(&'static str, String)>
             let mac = tap::mac(mac);
             // A saved state goes on only where a tap can do what this one could, and UFO is what kernels differ in.
             let card = "virtio-net-device,id=nic,netdev=net,mq=off,host_ufo=off,guest_ufo=off";
+            all.push(("device", format!("{card},mac={mac},{}", bus(2))));
+        }
+        Nic::Filtered(network) => {
+            let stream = format!("stream,id=net,server=off,addr.type=fd,addr.str={PASST_FD}");
+            all.push(("netdev", stream));
+            let card = "virtio-net-device,id=nic,netdev=net,mq=off";
+            let mac = tap::mac(&network.mac);
             all.push(("device", format!("{card},mac={mac},{}", bus(2))));
         }
     }
@@ -255,6 +262,28 @@ mod tests {
             values(&all, "-device")[2],
             "virtio-net-device,id=nic,netdev=net,mq=off,host_ufo=off,guest_ufo=off,mac=06:00:ac:10:00:05,\
              bus=virtio-mmio-bus.2"
+        );
+    }
+
+    #[test]
+    fn a_user_mode_network_is_a_descriptor_too() {
+        let nic = Nic::Filtered(crate::UserNet {
+            program: "/usr/bin/passt".into(),
+            mac: [2, 0, 0, 0, 0, 5],
+            address: [172, 16, 0, 5].into(),
+            gateway: [169, 254, 0, 1].into(),
+            gateway_mac: [2, 0, 0, 0, 0, 1],
+            dns: true,
+            refuse: Vec::new(),
+        });
+        let all = arguments(&MachineSpec { nic, ..spec() }, &TCG, true);
+        assert_eq!(
+            values(&all, "-netdev"),
+            ["stream,id=net,server=off,addr.type=fd,addr.str=7"]
+        );
+        assert_eq!(
+            values(&all, "-device")[2],
+            "virtio-net-device,id=nic,netdev=net,mq=off,mac=02:00:00:00:00:05,bus=virtio-mmio-bus.2"
         );
     }
 

@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
+use super::link::Link;
 use crate::ring::RingWriter;
 
 /// Bytes that a dead VMM's pipes can still hold: a pipe's greatest default size. More comes from somebody else.
@@ -145,13 +146,25 @@ impl LastWords {
     }
 }
 
-/// Records until `process` has ended and all that it said before is on file.
-pub(super) fn until_end(sources: &mut [Option<Source>; 3], process: &OwnedFd) {
+/// Records until `process` has ended and all that it said before is on file, and copies its frames for as long as there
+/// is a link for them.
+pub(super) fn until_end(
+    sources: &mut [Option<Source>; 3],
+    link: &mut Option<Link>,
+    process: &OwnedFd,
+) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        let mut fds = vec![PollFd::new(process, PollFlags::IN)];
-        let open = sources.iter().flatten();
-        fds.extend(open.map(|source| PollFd::new(&source.fd, PollFlags::IN)));
+        // With frames the loop is a busy place: no memory is asked for in it.
+        let none = || PollFd::new(process, PollFlags::empty());
+        let said = |n: usize| match &sources[n] {
+            Some(source) => PollFd::new(&source.fd, PollFlags::IN),
+            None => none(),
+        };
+        let waits_for = link.as_ref().map(Link::waits_for);
+        let [vmm, passt] = waits_for.unwrap_or_else(|| [none(), none()]);
+        let ended = PollFd::new(process, PollFlags::IN);
+        let mut fds = [ended, said(0), said(1), said(2), vmm, passt];
         let settles = sources.iter().flatten().filter_map(Source::settles_in);
         let timeout = settles.min().map(|left| Timespec {
             tv_sec: left.as_secs().cast_signed(),
@@ -162,18 +175,22 @@ pub(super) fn until_end(sources: &mut [Option<Source>; 3], process: &OwnedFd) {
             // Out of kernel memory: what was to be recorded is lost, the end is not.
             Err(_) => std::thread::sleep(std::time::Duration::from_millis(100)),
         }
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        if ready[0] {
+        let [ended, out, err, events, vmm, passt] = fds.map(|fd| fd.revents());
+        if !ended.is_empty() {
             for source in sources.iter_mut().flatten() {
                 source.drain(&mut buffer);
             }
             return;
         }
-        let mut ready = ready[1..].iter();
-        for slot in sources.iter_mut().filter(|slot| slot.is_some()) {
-            let ready = ready.next().is_some_and(|ready| *ready);
+        if let Some(Err(end)) = link.as_mut().map(|link| link.copy([vmm, passt])) {
+            *link = None;
+            if let Some((words, log)) = end.in_words().zip(sources[1].as_mut()) {
+                let _ = log.ring.append(format!("hutch: {words}\n").as_bytes());
+            }
+        }
+        for (slot, ready) in sources.iter_mut().zip([out, err, events]) {
             let ended = |source: &mut Source| source.record(&mut buffer).is_none();
-            let over = ready && slot.as_mut().is_some_and(ended);
+            let over = !ready.is_empty() && slot.as_mut().is_some_and(ended);
             if let Some(source) = slot.as_mut().filter(|source| source.is_final()) {
                 // What it said is on file before its end is. One that is gone already needs no signal.
                 let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);

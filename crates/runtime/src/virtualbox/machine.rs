@@ -141,8 +141,8 @@ impl LinkedClone {
         ]);
         let first = match &spec.nic {
             Nic::None => "none",
-            // A card without a cable. Taps are refused before.
-            Nic::Restricted | Nic::Tap { .. } => "null",
+            // A card without a cable. Taps and passt are refused before.
+            Nic::Restricted | Nic::Tap { .. } | Nic::Filtered(_) => "null",
         };
         modify.extend(words(["--nic1", first]));
         for card in info.cards.iter().filter(|card| **card != 1) {

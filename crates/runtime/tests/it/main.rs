@@ -14,4 +14,6 @@ mod network;
 mod proof;
 mod scripted;
 mod sys;
+mod user_network;
 mod virtualbox;
+mod world;

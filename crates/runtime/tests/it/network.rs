@@ -7,6 +7,7 @@ use std::process::Command;
 use hutch_runtime::{Error, Nic};
 
 use crate::lab::{self, GENEROUS, Guest, Lab, descriptors, is_root};
+use crate::world::ip;
 use crate::{scripted, sys};
 
 /// What all guests here are called, on taps that only they are on.
@@ -36,17 +37,6 @@ pub fn isolated<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'stati
         return thread.join().unwrap();
     };
     println!("skipped: taps in a network namespace need {lacks}");
-}
-
-/// What `ip` says, which must succeed.
-fn ip(arguments: &str) -> String {
-    let output = Command::new("ip")
-        .args(arguments.split(' '))
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {arguments}: {said}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Makes a tap for the machine's user, up and with the host's address on it.
