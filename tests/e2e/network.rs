@@ -339,3 +339,44 @@ async fn one_name_is_allowed_and_the_rest_denied_with_qemu() {
     assert_eq!(bad.count(), 0);
     lab.finish().await;
 }
+
+/// Nobody's number on any distribution.
+const SOMEBODY: u32 = 54_321;
+
+#[tokio::test]
+async fn without_root_a_machine_reaches_the_internet_and_nothing_else_with_qemu() {
+    let Some(world) = World::new() else { return };
+    if !std::path::Path::new("/usr/bin/passt").exists() {
+        hutch_tests::skip!("passt is not installed");
+    }
+    let public = world.serve(PUBLIC, PORT);
+    let hidden = [
+        (IpAddr::from(PRIVATE), world.serve(PRIVATE, PORT)),
+        (METADATA.into(), world.serve(METADATA, PORT)),
+        (HOST.into(), world.serve_on_host(HOST, PORT)),
+        (
+            GATEWAY.into(),
+            world.serve_on_host(Ipv4Addr::LOCALHOST, 7001),
+        ),
+    ];
+    let lab = lab!(Runtime::Qemu).inside(&world).user(SOMEBODY);
+    let lab = lab.env("HUTCH_NETWORK_MODE", "auto").start().await;
+    lab.busybox().await;
+    let machine = lab.create("one").await;
+    assert_eq!(machine.network.unwrap().mode, NetworkMode::User);
+    assert!(hears(&lab, "one", PUBLIC, PORT).await, "{}", lab.log());
+    assert_eq!(public.count(), 1);
+    for (host, visits) in &hidden {
+        for port in [PORT, 7001] {
+            assert!(!hears(&lab, "one", *host, port).await, "{host}:{port}");
+        }
+        assert_eq!(visits.count(), 0, "{host}");
+    }
+    // Through what leads anywhere, its own loopback aside.
+    let routed = "ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.0/8 via 169.254.0.1 dev eth0 onlink; \
+                  nc -w 3 127.0.0.1 7001 </dev/null";
+    let tried = lab.sh("one", routed).await;
+    assert_eq!(tried.stdout, "", "{tried:?}");
+    assert_eq!(hidden[3].1.count(), 0, "the host's loopback");
+    lab.finish().await;
+}

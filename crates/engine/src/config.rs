@@ -88,11 +88,13 @@ impl Urls {
 /// Where machines' network comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// Routed where the host can, else none.
+    /// Routed where the host can, else by a program without privilege where that works, else none.
     #[default]
     Auto,
     /// Routed, or the server does not start.
     Routed,
+    /// By a program without privilege, or the server does not start.
+    User,
     /// None: machines reach nothing, and are reached through their agents.
     None,
 }

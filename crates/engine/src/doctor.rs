@@ -51,7 +51,7 @@ pub async fn doctor(config: &EngineConfig) -> Vec<Finding> {
     findings.push(disk_finding(&config.data_dir));
     findings.push(memory_finding(config));
     findings.push(limits_finding(cgroup::support()));
-    findings.push(network_finding(config));
+    findings.push(network_finding(config).await);
     findings.push(images_finding(&config.data_dir));
     findings
 }
@@ -230,10 +230,16 @@ fn limits_finding(support: cgroup::Support) -> Finding {
     finding("limits", Level::Limited, found, Some(hint))
 }
 
-fn network_finding(config: &EngineConfig) -> Finding {
+async fn network_finding(config: &EngineConfig) -> Finding {
+    let nothing = |reason: &str, hint: Option<&str>| {
+        let found =
+            format!("machines reach nothing, and are reached through their agents: {reason}");
+        finding("network", Level::Limited, found, hint)
+    };
     let obstacle = match config.network.mode {
-        Mode::None => Some(("the configuration says so".to_owned(), None)),
-        Mode::Auto | Mode::Routed => network::obstacle().map(|(reason, hint)| (reason, Some(hint))),
+        Mode::None => return nothing("the configuration says so", None),
+        Mode::Auto | Mode::Routed => network::obstacle(),
+        Mode::User => Some(("it is not wanted".to_owned(), "set network.mode to auto")),
     };
     let Some((reason, hint)) = obstacle else {
         return match network::ways_out() {
@@ -241,8 +247,24 @@ fn network_finding(config: &EngineConfig) -> Finding {
             Err(error) => finding("network", Level::Limited, error.chain(), None),
         };
     };
-    let found = format!("machines reach nothing, and are reached through their agents: {reason}");
-    finding("network", Level::Limited, found, hint)
+    if config.network.mode == Mode::Routed {
+        return nothing(&reason, Some(hint));
+    }
+    match hutch_runtime::user_network(None).await {
+        Ok(passt) => {
+            let found = format!(
+                "machines of qemu reach what is public by {}, and all are reached through their agents; not routed, since {reason}",
+                passt.display()
+            );
+            finding("network", Level::Limited, found, Some(hint))
+        }
+        Err(why) => {
+            let hint = why
+                .hint
+                .unwrap_or_else(|| format!("install passt, or {hint}"));
+            nothing(&format!("{reason}; {}", why.reason), Some(&hint))
+        }
+    }
 }
 
 fn images_finding(data_dir: &Path) -> Finding {

@@ -326,7 +326,7 @@ impl Driver {
     fn spec(&self, record: &MachineRecord) -> MachineSpec {
         let label = self.shared.label(record.slot);
         let user = rustix::process::geteuid().is_root().then(|| {
-            let id = network::user(record.slot);
+            let id = network::uid(record.slot);
             User { uid: id, gid: id }
         });
         MachineSpec {
@@ -440,7 +440,7 @@ impl Driver {
 
     fn identity(&self, record: &MachineRecord) -> Configure {
         let network = self.shared.network();
-        let plug = network.plug(record.slot, self.runtime.as_ref());
+        let plug = network.plug(record, self.runtime.as_ref());
         Configure {
             machine_id: record.id.to_string(),
             boot_nonce: keys::random_bytes::<16>(),
@@ -449,7 +449,7 @@ impl Driver {
             entropy: keys::random_bytes::<64>().to_vec(),
             clock_unix_ms: self.shared.now_ms() as i64,
             grow_root: true,
-            ..plug.identity()
+            ..plug.identity
         }
     }
 

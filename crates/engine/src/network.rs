@@ -1,38 +1,40 @@
 //! The network of this server's machines: which kind the host can give, and what a machine of a slot gets of it.
 //!
-//! Reading order: `network/policy.rs` is pure; `network/routed.rs` does it.
+//! Reading order: `policy.rs` is pure; `settle.rs` finds the addresses; `routed.rs` does it, `names.rs` is what the
+//! resolver asks; `user.rs` is for servers without root.
 
 mod names;
 mod policy;
 mod routed;
+mod settle;
+mod user;
 
-use std::num::NonZeroU16;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use hutch_contract::machine::Machine;
+use hutch_contract::machine::{Machine, Status};
 use hutch_contract::network::{MachineNetwork, NetworkMode, NetworkPolicy};
-use hutch_contract::record::{FORMAT, MachineRecord};
+use hutch_contract::record::MachineRecord;
 use hutch_guest::session::{Address, Configure};
-use hutch_net::address::{Addresses, CANDIDATES, GATEWAY, GATEWAY6};
-use hutch_net::cidr::Cidr;
+use hutch_net::address::{GATEWAY, GATEWAY6};
 use hutch_net::link::Links;
 use hutch_net::{dns, firewall};
 use hutch_runtime::{Nic, Runtime};
-use hutch_store::{Store, Write};
-use serde::{Deserialize, Serialize};
+use hutch_store::Store;
 use tracing::{info, warn};
 
 use crate::access::{self, Access};
 use crate::config::{Mode, NetworkConfig};
 use crate::drive::blocking;
 use crate::engine::Shared;
-use crate::rows::{self, Instance};
-use crate::{Engine, Error, Principal, engine, keys, plan};
+use crate::rows::Instance;
+use crate::{Engine, Error, Principal, engine, plan};
 
 use policy::Member;
 pub(crate) use policy::check;
-use routed::{Card, Identity, Routed};
+use routed::{Card, Routed};
+use user::User;
 
 /// A VMM's user id is this and the machine's slot: far above people's and services'.
 const FIRST_UID: u32 = 0x7000_0000;
@@ -40,7 +42,7 @@ const FIRST_UID: u32 = 0x7000_0000;
 const TUN: &str = "/dev/net/tun";
 
 /// The user that the VMM of a slot runs as, and that its tap belongs to, where the server is root.
-pub(crate) fn user(slot: u16) -> u32 {
+pub(crate) fn uid(slot: u16) -> u32 {
     FIRST_UID + u32::from(slot)
 }
 
@@ -49,6 +51,8 @@ pub(crate) fn user(slot: u16) -> u32 {
 pub(crate) enum Network {
     /// The host routes for them.
     Routed(Arc<Routed>),
+    /// A program without privilege carries their connections out.
+    User(Arc<User>),
     /// A card that reaches nothing.
     None {
         /// Why no more.
@@ -56,24 +60,12 @@ pub(crate) enum Network {
     },
 }
 
-/// The network that this data directory's machines are in, for good.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct NetworkRow {
-    format: u32,
-    /// In CIDR form.
-    ipv4: String,
-    /// Of the unique local network of IPv6 (RFC 4193).
-    global_id: [u8; 5],
-    /// Where the resolver was last, so that the rules can stay when a server starts.
-    #[serde(default)]
-    dns_port: Option<u16>,
-}
-
 /// What a start of a machine needs to know.
 #[derive(Debug, Clone)]
 pub(crate) struct Plug {
     pub nic: Nic,
-    card: Option<Card>,
+    /// What the agent is told of the guest's network; the rest is as it is by default.
+    pub identity: Configure,
 }
 
 impl Network {
@@ -86,19 +78,29 @@ impl Network {
         data_dir: &Path,
         records: Vec<MachineRecord>,
     ) -> Result<Network, Error> {
-        let reason = match config.mode {
-            Mode::None => Some("the configuration says so".to_owned()),
-            Mode::Auto => obstacle().map(|(reason, _)| reason),
-            Mode::Routed => match obstacle() {
-                Some((reason, _)) => return Err(Error::NoNetwork { reason }),
-                None => None,
-            },
-        };
-        if let Some(reason) = reason {
-            info!(reason, "machines have no network of their own");
-            return Ok(Network::None { reason });
+        match (config.mode, obstacle()) {
+            (Mode::None, _) => {
+                let reason = "the configuration says so".to_owned();
+                return Ok(Network::None { reason });
+            }
+            (Mode::Routed, Some((reason, _))) => return Err(Error::NoNetwork { reason }),
+            (Mode::Auto, Some((reason, _))) => {
+                return Ok(match user(config, &instance.tag).await {
+                    Ok(network) => network,
+                    Err(also) => {
+                        let reason = format!("{reason}; {also}");
+                        info!(reason, "machines have no network of their own");
+                        Network::None { reason }
+                    }
+                });
+            }
+            (Mode::User, _) => {
+                let user = user(config, &instance.tag).await;
+                return user.map_err(|reason| Error::NoNetwork { reason });
+            }
+            (Mode::Routed | Mode::Auto, None) => {}
         }
-        match routed(config, store, instance, data_dir, &records).await {
+        match settle::routed(config, store, instance, data_dir, &records).await {
             Ok(routed) => Ok(Network::Routed(routed)),
             // One who has machines in a network must not find them without it, nor beside its firewall.
             Err(error) if config.mode == Mode::Auto && records.is_empty() => {
@@ -119,7 +121,7 @@ impl Network {
         let Network::Routed(routed) = self else {
             return;
         };
-        if let Err(error) = routed.remove_strays(user) {
+        if let Err(error) = routed.remove_strays(uid) {
             warn!(error = %error.chain(), "what a crash left of machines' networks cannot be removed");
         }
         let keeper = routed.clone();
@@ -154,7 +156,7 @@ impl Network {
     pub fn last_slot(&self) -> u16 {
         match self {
             Network::Routed(routed) => routed.last_slot(),
-            Network::None { .. } => u16::MAX - 1,
+            Network::User(_) | Network::None { .. } => u16::MAX - 1,
         }
     }
 
@@ -165,15 +167,18 @@ impl Network {
         slot: u16,
         runtime: &dyn Runtime,
     ) -> Result<Plug, Error> {
-        let Network::Routed(routed) = self else {
-            return Ok(Plug::restricted());
+        let routed = match self {
+            Network::Routed(routed) if runtime.capabilities().network => routed.clone(),
+            _ => {
+                let current = machine.cell.get();
+                return Ok(current.map_or_else(Plug::restricted, |current| {
+                    self.plug(&current.record, runtime)
+                }));
+            }
         };
-        if !runtime.capabilities().network {
-            return Ok(Plug::restricted());
-        }
-        let (routed, machine) = (routed.clone(), machine.clone());
+        let machine = machine.clone();
         let card = blocking("make the machine's network", move || {
-            routed.up(slot, user(slot), || member(&machine))
+            routed.up(slot, uid(slot), || member(&machine))
         });
         Ok(match card.await? {
             Some(card) => Plug::tap(card),
@@ -182,11 +187,12 @@ impl Network {
     }
 
     /// What a machine that runs was plugged into.
-    pub fn plug(&self, slot: u16, runtime: &dyn Runtime) -> Plug {
+    pub fn plug(&self, record: &MachineRecord, runtime: &dyn Runtime) -> Plug {
         match self {
-            Network::Routed(routed) if runtime.capabilities().network => {
-                routed.card(slot).map_or_else(Plug::restricted, Plug::tap)
-            }
+            Network::Routed(routed) if runtime.capabilities().network => routed
+                .card(record.slot)
+                .map_or_else(Plug::restricted, Plug::tap),
+            Network::User(user) if runtime.has_user_network() => user.plug(record),
             _ => Plug::restricted(),
         }
     }
@@ -195,14 +201,14 @@ impl Network {
     pub async fn down(&self, slot: u16, tag: &str) -> Result<(), Error> {
         let routed = match self {
             Network::Routed(routed) => Some(routed.clone()),
-            Network::None { .. } => None,
+            Network::User(_) | Network::None { .. } => None,
         };
         let label = hutch_net::label(tag, slot);
         blocking("remove the machine's network", move || match routed {
-            Some(routed) => routed.down(slot, user(slot)),
+            Some(routed) => routed.down(slot, uid(slot)),
             // Of a time when machines had one.
             None if rustix::process::geteuid().is_root() => {
-                Ok(Links::open()?.down(&label, user(slot))?)
+                Ok(Links::open()?.down(&label, uid(slot))?)
             }
             None => Ok(()),
         })
@@ -216,10 +222,13 @@ impl Network {
             Network::Routed(routed) if able => routed.machine(record.slot).map(|it| (routed, it)),
             _ => None,
         };
-        let mode = match (&routed, runtime.map(Runtime::root)) {
-            (Some(_), _) => NetworkMode::Routed,
-            (None, Some(hutch_runtime::Root::Layer)) => NetworkMode::Runtime,
-            (None, _) => NetworkMode::None,
+        let user =
+            matches!(self, Network::User(_)) && runtime.is_some_and(Runtime::has_user_network);
+        let mode = match runtime.map(Runtime::root) {
+            _ if routed.is_some() => NetworkMode::Routed,
+            _ if user => NetworkMode::User,
+            Some(hutch_runtime::Root::Layer) => NetworkMode::Runtime,
+            _ => NetworkMode::None,
         };
         let ipv6 = routed.as_ref().filter(|(routed, _)| routed.ipv6());
         MachineNetwork {
@@ -249,47 +258,40 @@ impl Plug {
     fn restricted() -> Plug {
         Plug {
             nic: Nic::Restricted,
-            card: None,
+            identity: Configure::default(),
         }
     }
 
     fn tap(card: Card) -> Plug {
+        let machine = &card.machine;
+        let mut addresses = vec![address(machine.ipv4, GATEWAY)];
+        if card.ipv6 {
+            addresses.push(address(machine.ipv6, GATEWAY6));
+        }
         Plug {
             nic: Nic::Tap {
-                name: card.machine.label.clone(),
-                mac: card.machine.mac,
+                name: machine.label.clone(),
+                mac: machine.mac,
             },
-            card: Some(card),
+            identity: Configure {
+                addresses,
+                mtu: card.mtu,
+                dns_servers: vec![GATEWAY.to_string()],
+                dns_search: vec![dns::ZONE.to_owned()],
+                ..Configure::default()
+            },
         }
     }
+}
 
-    /// What the agent is told of the guest's network.
-    pub fn identity(&self) -> Configure {
-        let Some(card) = &self.card else {
-            return Configure::default();
-        };
-        let address = |cidr: String, gateway: String| Address {
-            interface: String::new(),
-            cidr,
-            gateway,
-        };
-        let mut all = vec![address(
-            format!("{}/32", card.machine.ipv4),
-            GATEWAY.to_string(),
-        )];
-        if card.ipv6 {
-            all.push(address(
-                format!("{}/128", card.machine.ipv6),
-                GATEWAY6.to_string(),
-            ));
-        }
-        Configure {
-            addresses: all,
-            mtu: card.mtu,
-            dns_servers: vec![GATEWAY.to_string()],
-            dns_search: vec![dns::ZONE.to_owned()],
-            ..Configure::default()
-        }
+/// The one address of the guest's only card, with everything else behind the gateway.
+fn address(address: impl Into<IpAddr>, gateway: impl Into<IpAddr>) -> Address {
+    let address = address.into();
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    Address {
+        interface: String::new(),
+        cidr: format!("{address}/{bits}"),
+        gateway: gateway.into().to_string(),
     }
 }
 
@@ -314,6 +316,15 @@ impl Engine {
             let record =
                 record.ok_or_else(|| Error::not_found("machine", machine.cell.id.as_str()))?;
             shared.must_hold(&policy, &record.runtime)?;
+            let stopped = matches!(plan::status(&record), Status::Stopped | Status::Failed);
+            if matches!(shared.network(), Network::User(_)) && !stopped && policy != record.network
+            {
+                return Err(Error::wrong_status(
+                    &record.name,
+                    plan::status(&record),
+                    "change its network, which a server without root settles at the start",
+                ));
+            }
             let current = machine
                 .cell
                 .update(|record| {
@@ -349,7 +360,11 @@ impl Shared {
             return Ok(());
         }
         let runtime = self.runtime(runtime)?;
-        if !runtime.capabilities().network {
+        let able = match self.network() {
+            Network::User(_) => runtime.has_user_network(),
+            Network::Routed(_) | Network::None { .. } => runtime.capabilities().network,
+        };
+        if !able {
             return Err(Error::Unable {
                 runtime: runtime.name().to_owned(),
                 what: "give machines a network with a policy",
@@ -358,6 +373,10 @@ impl Shared {
         }
         match self.network() {
             Network::Routed(_) => Ok(()),
+            Network::User(_) if User::holds(policy) => Ok(()),
+            Network::User(_) => Err(Error::NoNetwork {
+                reason: "without root there is only the egress `public` or `none`".into(),
+            }),
             // Nothing is reached there: that is less than any policy allows, and what "none" asks for.
             Network::None { .. } if *policy == none() => Ok(()),
             Network::None { reason } => Err(Error::NoNetwork {
@@ -378,6 +397,15 @@ fn none() -> NetworkPolicy {
 fn member(machine: &engine::Machine) -> Option<Member> {
     let current = machine.cell.get()?;
     Some(Member::of(&current.record))
+}
+
+/// The network of machines whose server has no privilege, or why there is none.
+async fn user(config: &NetworkConfig, tag: &str) -> Result<Network, String> {
+    let found = hutch_runtime::user_network(None).await;
+    let program = found.map_err(|why| why.reason)?;
+    let user = User::new(program, tag, &config.private);
+    user.map(|user| Network::User(Arc::new(user)))
+        .ok_or_else(|| "no address is to be had".to_owned())
 }
 
 /// Why the host cannot route for machines, as far as a look tells, and what would help.
@@ -413,129 +441,5 @@ pub(crate) fn ways_out() -> Result<String, Error> {
             "the host has no default route, and so machines reach its own networks at most".into()
         }
         false => words.join(", "),
-    })
-}
-
-/// Sixteen bits that tell what is of this instance in the kernel from what others' is: of the tag's twenty.
-fn number(tag: &str) -> NonZeroU16 {
-    let hash = tag.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    NonZeroU16::new((hash >> 16) as u16 ^ hash as u16).unwrap_or(NonZeroU16::MAX)
-}
-
-async fn routed(
-    config: &NetworkConfig,
-    store: &dyn Store,
-    instance: &Instance,
-    data_dir: &Path,
-    records: &[MachineRecord],
-) -> Result<Arc<Routed>, Error> {
-    let number = number(&instance.tag);
-    let mut links = blocking("look at the host's network", || Ok(Links::open()?)).await?;
-    let addresses;
-    let mut row;
-    (links, addresses, row) =
-        settle(config, store, instance, links, number, !records.is_empty()).await?;
-    let members: Vec<_> = records
-        .iter()
-        .map(|record| (record.slot, Member::of(record)))
-        .collect();
-    let identity = Identity {
-        number,
-        tag: instance.tag.clone(),
-        instance: data_dir.display().to_string(),
-        dns_port: row.dns_port,
-    };
-    let config = config.clone();
-    let runtime = tokio::runtime::Handle::current();
-    let routed = blocking("make the firewall", move || {
-        let _runtime = runtime.enter();
-        Routed::open(&config, &identity, links, addresses, members)
-    })
-    .await?;
-    if row.dns_port != routed.dns_port() {
-        row.dns_port = routed.dns_port();
-        let write = Write::json(rows::network(), &row)?;
-        store.commit(Vec::new(), vec![write]).await?;
-    }
-    Ok(routed)
-}
-
-/// The network that machines are in: the one of earlier servers, the configured one, or one that nobody uses. It is on
-/// record before it is claimed.
-async fn settle(
-    config: &NetworkConfig,
-    store: &dyn Store,
-    instance: &Instance,
-    mut links: Links,
-    number: NonZeroU16,
-    in_use: bool,
-) -> Result<(Links, Addresses, NetworkRow), Error> {
-    let key = rows::network();
-    let row = store.get_json::<NetworkRow>(&key).await?;
-    let known = match &row {
-        Some(row) => {
-            rows::known_format(&key, row.value.format)?;
-            row.value.ipv4.parse::<Cidr>().ok()
-        }
-        None => None,
-    };
-    let global_id = row
-        .as_ref()
-        .map_or_else(keys::random_bytes::<5>, |row| row.value.global_id);
-    let mut candidates = match (config.subnet, known) {
-        (Some(wanted), Some(known)) if wanted != known && in_use => {
-            return Err(Error::NetworkInUse {
-                network: known.to_string(),
-                wanted: wanted.to_string(),
-            });
-        }
-        (Some(wanted), _) => vec![wanted],
-        (None, Some(known)) if in_use => vec![known],
-        (None, Some(known)) => std::iter::once(known).chain(CANDIDATES).collect(),
-        (None, None) => CANDIDATES.to_vec(),
-    };
-    let all = candidates.clone();
-    while !candidates.is_empty() {
-        let network;
-        (links, network) = blocking("look at the host's network", move || {
-            let network = links.unused(&candidates, number)?;
-            Ok((links, network))
-        })
-        .await?;
-        let Some(network) = network else {
-            break;
-        };
-        let addresses = Addresses::new(&instance.tag, network, global_id)?;
-        let made = NetworkRow {
-            format: FORMAT,
-            ipv4: network.to_string(),
-            global_id,
-            dns_port: row.as_ref().and_then(|row| row.value.dns_port),
-        };
-        if known != Some(network) || row.is_none() {
-            let write = Write::json(key.clone(), &made)?;
-            store.commit(Vec::new(), vec![write]).await?;
-        }
-        let claimed;
-        (links, claimed) = blocking("claim the network", move || {
-            let claimed = links.claim(&network, number)?;
-            Ok((links, claimed))
-        })
-        .await?;
-        if claimed {
-            return Ok((links, addresses, made));
-        }
-        candidates = all
-            .iter()
-            .copied()
-            .skip_while(|candidate| *candidate != network)
-            .skip(1)
-            .collect();
-    }
-    let tried = all.iter().map(Cidr::to_string).collect::<Vec<_>>();
-    Err(Error::NetworkTaken {
-        networks: tried.join(", "),
     })
 }

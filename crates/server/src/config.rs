@@ -126,7 +126,7 @@ pub struct Runtime {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
-    /// `auto`, `routed` or `none`.
+    /// `auto`, `routed`, `user` or `none`.
     pub mode: String,
     /// Where machines' addresses come from.
     pub subnet: Option<String>,
@@ -319,6 +319,7 @@ impl Config {
         NetworkConfig {
             mode: match network.mode.as_str() {
                 "routed" => Mode::Routed,
+                "user" => Mode::User,
                 "none" => Mode::None,
                 _ => Mode::Auto,
             },

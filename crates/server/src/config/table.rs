@@ -115,7 +115,7 @@ pub(super) const KEYS: [Key; 44] = [
     key("runtime.virtualbox_home", Shape::Text, &["VBOX_USER_HOME"]),
     key(
         "network.mode",
-        Shape::Word(&["auto", "routed", "none"]),
+        Shape::Word(&["auto", "routed", "user", "none"]),
         &[],
     ),
     key("network.subnet", Shape::Range, &["NETWORK_SUBNET"]),
