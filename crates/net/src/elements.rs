@@ -1,5 +1,7 @@
 //! What a machine is in the firewall: elements of the sets of `rules.rs`. Pure.
 
+mod bridge;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::{NonZeroU16, NonZeroU32};
@@ -10,6 +12,7 @@ use crate::cidr::{Cidr, without_nested};
 use crate::domain::{Domain, Domains, Judgement};
 use crate::private::{METADATA, is_private};
 use crate::rules::octets;
+pub(crate) use bridge::at_port;
 
 /// What a machine reaches beside its peers, the resolver and what it is allowed by range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -284,7 +287,7 @@ mod tests {
         elements.values().map(BTreeSet::len).sum()
     }
 
-    const INSTANCE: NonZeroU16 = NonZeroU16::new(0xab12).unwrap();
+    pub(crate) const INSTANCE: NonZeroU16 = NonZeroU16::new(0xab12).unwrap();
 
     #[test]
     fn marks_tell_instances_and_machines_apart() {

@@ -13,8 +13,8 @@ use hutch_netlink::{Protocol, Socket, conntrack};
 
 use rustix::io::Errno;
 
-use crate::elements::{Elements, Machine, Policy, difference, elements, mark, padded};
-use crate::rules::{Rules, octets};
+use crate::elements::{Elements, Machine, Policy, at_port, difference, elements, mark, padded};
+use crate::rules::{Link, Rules, octets};
 
 /// Why the firewall is not as it was to be.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +117,17 @@ pub struct Config {
     pub own: bool,
 }
 
+impl Config {
+    /// All that a machine is in the tables.
+    fn elements(&self, machine: &Machine) -> Elements {
+        let all = elements(machine, self.number);
+        match self.rules.link {
+            Link::Taps => all,
+            Link::Bridge { .. } => at_port(all, machine),
+        }
+    }
+}
+
 /// What a machine sent, received, and lied, since it was added. IP packets with their headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
@@ -159,7 +170,7 @@ pub struct Firewall {
     /// nf_tables' generation at which all was seen to be as it should be.
     sound: Option<u32>,
     /// The rules as the kernel showed them when they had been made.
-    rules: [Vec<RuleFound>; 2],
+    rules: Vec<RuleFound>,
     /// What counters had shown before they were lost.
     base: BTreeMap<String, Counters>,
     last: BTreeMap<String, Counters>,
@@ -187,7 +198,7 @@ impl Firewall {
             machines: BTreeMap::new(),
             learned: names::Learned::default(),
             sound: None,
-            rules: Default::default(),
+            rules: Vec::new(),
             base: BTreeMap::new(),
             last: BTreeMap::new(),
         };
@@ -272,6 +283,7 @@ impl Firewall {
             (Family::Inet, "in6"),
             (Family::Inet, "spoofed"),
             (Family::Arp, "spoofed"),
+            (Family::Bridge, "spoofed"),
         ] {
             let table = self.table(family);
             let found = self
@@ -298,7 +310,8 @@ impl Firewall {
                 (one.0 + other.0, one.1 + other.1)
             };
             let (out, into) = (sum("out4", "out6"), sum("in4", "in6"));
-            let spoofed = [Family::Inet, Family::Arp].map(|family| of(family, "spoofed", &name).0);
+            let spoofed = [Family::Inet, Family::Arp, Family::Bridge];
+            let spoofed = spoofed.map(|family| of(family, "spoofed", &name).0);
             let counters = Counters {
                 out_packets: base.out_packets + out.0,
                 out_bytes: base.out_bytes + out.1,
@@ -382,11 +395,14 @@ impl Firewall {
                 label: label.clone(),
             });
         }
+        let on_one_link = self.config.rules.link != Link::Taps;
         let alike = |other: &&Machine| {
             other.label != *label
                 && (other.slot == machine.slot
                     || other.ipv4 == machine.ipv4
-                    || other.ipv6 == machine.ipv6)
+                    || other.ipv6 == machine.ipv6
+                    || on_one_link && other.mac == machine.mac
+                    || on_one_link && other.link_local == machine.link_local)
         };
         match self.machines.values().find(alike) {
             Some(other) => Err(Error::Taken {
@@ -400,9 +416,7 @@ impl Firewall {
     /// Changes machines in one transaction; where their elements are not what we remember, makes all anew.
     fn swap(&mut self, changes: Vec<(String, Option<Machine>)>) -> Result<()> {
         let of = |machine: Option<&Machine>| {
-            machine.map_or_else(Elements::new, |machine| {
-                elements(machine, self.config.number)
-            })
+            machine.map_or_else(Elements::new, |machine| self.config.elements(machine))
         };
         let (mut gone, mut new) = (Vec::new(), Vec::new());
         for (label, machine) in &changes {
@@ -524,7 +538,7 @@ fn wanted<'a>(
         }
     }
     for machine in machines {
-        for (place, elements) in elements(machine, config.number) {
+        for (place, elements) in config.elements(machine) {
             all.entry(place).or_default().extend(elements);
         }
     }

@@ -3,6 +3,7 @@
 mod sys;
 
 pub mod address;
+pub mod bridge;
 pub mod cidr;
 pub mod dns;
 pub mod domain;

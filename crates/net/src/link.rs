@@ -122,7 +122,7 @@ impl Links {
     pub fn up(&mut self, machine: &Machine, owner: u32, mtu: u32, alias: &str) -> Result<()> {
         let name = machine.label.as_str();
         Tap::new(name, owner)?.make()?;
-        self.settings(name)?;
+        settings(name, self.ipv6)?;
         let index = route::index(&mut self.socket, name).map_err(kernel("find", name))?;
         let change = Change {
             up: Some(true),
@@ -310,25 +310,25 @@ impl Links {
     fn destinations(&mut self) -> Result<Vec<route::Destination>> {
         route::destinations(&mut self.socket).map_err(kernel("list", "routes"))
     }
+}
 
-    /// What the kernel must not do on a tap by itself.
-    fn settings(&self, name: &str) -> Result<()> {
-        for (setting, value) in [
-            ("rp_filter", "1"),
-            ("arp_ignore", "1"),
-            ("send_redirects", "0"),
-            ("accept_redirects", "0"),
-            ("forwarding", "1"),
-        ] {
-            ensure(&format!("ipv4/conf/{name}/{setting}"), value)?;
-        }
-        if self.ipv6 {
-            for setting in ["accept_ra", "autoconf", "accept_redirects"] {
-                ensure(&format!("ipv6/conf/{name}/{setting}"), "0")?;
-            }
-        }
-        Ok(())
+/// What the kernel must not do by itself on a link that machines are behind.
+pub(crate) fn settings(name: &str, ipv6: bool) -> Result<()> {
+    for (setting, value) in [
+        ("rp_filter", "1"),
+        ("arp_ignore", "1"),
+        ("send_redirects", "0"),
+        ("accept_redirects", "0"),
+        ("forwarding", "1"),
+    ] {
+        ensure(&format!("ipv4/conf/{name}/{setting}"), value)?;
     }
+    if ipv6 {
+        for setting in ["accept_ra", "autoconf", "accept_redirects"] {
+            ensure(&format!("ipv6/conf/{name}/{setting}"), "0")?;
+        }
+    }
+    Ok(())
 }
 
 /// The MTU of machines behind these: what fits through each of them.
@@ -346,13 +346,13 @@ fn path(setting: &str) -> PathBuf {
     PathBuf::from("/proc/sys/net").join(setting)
 }
 
-fn read(setting: &str) -> Option<String> {
+pub(crate) fn read(setting: &str) -> Option<String> {
     let text = fs::read_to_string(path(setting)).ok()?;
     Some(text.trim().to_owned())
 }
 
 /// Writes a setting unless it is so: in containers they may be right and read-only.
-fn ensure(setting: &str, value: &str) -> Result<()> {
+pub(crate) fn ensure(setting: &str, value: &str) -> Result<()> {
     if read(setting).as_deref() == Some(value) {
         return Ok(());
     }
@@ -363,7 +363,7 @@ fn ensure(setting: &str, value: &str) -> Result<()> {
     })
 }
 
-fn kernel<'a>(
+pub(crate) fn kernel<'a>(
     what: &'static str,
     name: &'a str,
 ) -> impl FnOnce(hutch_netlink::Error) -> Error + use<'a> {

@@ -1,8 +1,10 @@
-//! The rules of routed machines: two tables that never change while machines come and go. Machines are elements of
-//! their sets (`elements.rs`). The same in the words of `nft` is `rules.nft`, which a test compares.
+//! The rules: tables that never change while machines come and go. Machines are elements of their sets
+//! (`elements.rs`). The same in the words of `nft` is `rules.nft`, and for machines on a bridge `rules-bridge.nft`, which
+//! a test compares.
 //!
 //! A tap is known by its name's prefix, so it is denied everything from the moment it exists; elements only open things.
 
+mod bridge;
 mod words;
 
 use std::net::Ipv4Addr;
@@ -13,7 +15,7 @@ use hutch_netlink::nft::{
 };
 
 use crate::cidr::{Cidr, without_nested};
-use crate::elements::RESOLVERS;
+use crate::elements::{RESOLVERS, padded};
 use crate::private::{METADATA, PRIVATE4, PRIVATE6};
 use words::*;
 pub(crate) use words::{NAME_IDLE_MS, octets};
@@ -29,6 +31,22 @@ pub struct Rules {
     pub dns_port: Option<u16>,
     /// Networks beside the private ones that `public` machines do not reach.
     pub host_networks: Vec<Cidr>,
+    /// Where packets of machines come in.
+    pub link: Link,
+}
+
+/// Through which of the host's interfaces machines speak to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// Each through its tap.
+    Taps,
+    /// All through a bridge whose ports their taps are; it may have others' ports, too.
+    Bridge {
+        /// Its name.
+        name: String,
+        /// The gateway's MAC, which is the bridge's own.
+        mac: [u8; 6],
+    },
 }
 
 /// One table: sets with what is always in them, and chains with their rules.
@@ -60,12 +78,15 @@ impl Rules {
         crate::label_prefix(&self.tag)
     }
 
-    pub(crate) fn tables(&self) -> [TableRules; 2] {
+    pub(crate) fn tables(&self) -> Vec<TableRules> {
         let table = |family| Table {
             family,
             name: self.table(),
         };
-        [
+        if let Link::Bridge { mac, .. } = self.link {
+            return bridge::tables(self, mac);
+        }
+        vec![
             TableRules {
                 table: table(Family::Inet),
                 sets: self.inet_sets(),
@@ -185,13 +206,13 @@ impl Rules {
     }
 
     fn inet_chains(&self) -> Vec<Chain> {
-        let from_tap = || self.tap(Meta::InputName);
-        let to_tap = || self.tap(Meta::OutputName);
+        let from_link = || self.link(Meta::InputName);
+        let to_link = || self.link(Meta::OutputName);
         let gateway = || equal(4, Base::Network, V4.destination, &self.gateway.octets());
         let resolve = |protocol: u8, of: Rule| {
             let port = [load(Base::Transport, 2, 2), vec![find("dns")]].concat();
             let to = vec![Expression::Redirect(REGISTER)];
-            [from_tap(), of, l4(protocol), port, to].concat()
+            [self.of_machines(&V4), of, l4(protocol), port, to].concat()
         };
         let asked_gateway = || [v4(), gateway()].concat();
         let forced = || V4.source_in("dns_forced");
@@ -217,25 +238,31 @@ impl Rules {
             chain(
                 "spoof",
                 Some(hook("filter", PREROUTING, -310)),
-                vec![[from_tap(), goto("from_tap")].concat()],
+                match self.link {
+                    Link::Taps => vec![[from_link(), goto("from_tap")].concat()],
+                    Link::Bridge { .. } => bridge::senders(self),
+                },
             ),
             chain(
                 "from_tap",
                 None,
-                vec![
-                    [whole_sender(&V4), vec![lookup("from4")], goto("sane")].concat(),
-                    [whole_sender(&V6), vec![lookup("from6")], goto("sane")].concat(),
-                    spoofed(),
-                    drop_it(),
-                ],
+                match self.link {
+                    Link::Taps => vec![
+                        [whole_sender(&V4), vec![lookup("from4")], goto("sane")].concat(),
+                        [whole_sender(&V6), vec![lookup("from6")], goto("sane")].concat(),
+                        spoofed(),
+                        drop_it(),
+                    ],
+                    Link::Bridge { .. } => vec![spoofed(), drop_it()],
+                },
             ),
-            chain("sane", None, sane()),
+            chain("sane", None, self.sane()),
             chain(
                 "mark_from",
                 Some(hook("filter", PREROUTING, -150)),
                 both(|ip| {
                     [
-                        from_tap(),
+                        from_link(),
                         state(Conntrack::NEW),
                         ip.source_in_map("mark"),
                         set_mark(),
@@ -248,7 +275,7 @@ impl Rules {
                 Some(hook("filter", OUTPUT, -150)),
                 both(|ip| {
                     [
-                        to_tap(),
+                        to_link(),
                         state(Conntrack::NEW),
                         ip.destination_in_map("mark"),
                         set_mark(),
@@ -270,7 +297,7 @@ impl Rules {
                 "masquerading",
                 Some(hook("nat", POSTROUTING, 100)),
                 [
-                    vec![[to_tap(), accept()].concat()],
+                    self.when_to_machines(&accept()),
                     both(|ip| [ip.source_in("machines"), vec![Expression::Masquerade]].concat()),
                 ]
                 .concat(),
@@ -278,7 +305,7 @@ impl Rules {
             chain(
                 "account",
                 Some(hook("filter", POSTROUTING, 200)),
-                vec![[to_tap(), goto("to_tap")].concat()],
+                vec![[to_link(), goto("to_tap")].concat()],
             ),
             chain(
                 "to_tap",
@@ -292,7 +319,7 @@ impl Rules {
             chain(
                 "input",
                 Some(hook("filter", INPUT, -10)),
-                vec![[from_tap(), goto("to_host")].concat()],
+                self.when_from_machines(&goto("to_host")),
             ),
             chain(
                 "to_host",
@@ -312,10 +339,11 @@ impl Rules {
             chain(
                 "forward",
                 Some(hook("filter", FORWARD, -10)),
-                vec![
-                    [from_tap(), goto("from_machine")].concat(),
-                    [to_tap(), goto("to_machine")].concat(),
-                ],
+                [
+                    self.when_from_machines(&goto("from_machine")),
+                    self.when_to_machines(&goto("to_machine")),
+                ]
+                .concat(),
             ),
             chain("to_machine", None, vec![answers(), drop_it()]),
             chain(
@@ -334,7 +362,7 @@ impl Rules {
                         ]
                         .concat()
                     }),
-                    vec![[to_tap(), goto("between")].concat()],
+                    self.when_to_machines(&goto("between")),
                     // Only what is allowed by name of the address opens these.
                     both(|ip| [ip.destination_in("metadata"), goto("asked")].concat()),
                     both(|ip| [ip.load_source(), vec![ip.verdicts("egress")]].concat()),
@@ -452,6 +480,41 @@ impl Rules {
         ]
     }
 
+    /// Packets of one family from machines.
+    fn of_machines(&self, ip: &Ip) -> Rule {
+        let from = self.link(Meta::InputName);
+        match self.link {
+            Link::Taps => from,
+            // Others' ports may be there, too.
+            Link::Bridge { .. } => [from, ip.source_in("machines")].concat(),
+        }
+    }
+
+    fn when_from_machines(&self, then: &Rule) -> Vec<Rule> {
+        match self.link {
+            Link::Taps => vec![[self.link(Meta::InputName), then.clone()].concat()],
+            Link::Bridge { .. } => both(|ip| [self.of_machines(ip), then.clone()].concat()),
+        }
+    }
+
+    fn when_to_machines(&self, then: &Rule) -> Vec<Rule> {
+        let to = self.link(Meta::OutputName);
+        match self.link {
+            Link::Taps => vec![[to, then.clone()].concat()],
+            Link::Bridge { .. } => {
+                both(|ip| [to.clone(), ip.destination_in("machines"), then.clone()].concat())
+            }
+        }
+    }
+
+    /// What comes in, or goes out, where machines are.
+    fn link(&self, direction: Meta) -> Rule {
+        match &self.link {
+            Link::Taps => self.tap(direction),
+            Link::Bridge { name, .. } => meta(direction, &padded(name)),
+        }
+    }
+
     fn tap(&self, direction: Meta) -> Rule {
         // Without its NUL, a name is compared as a prefix.
         let prefix = self.prefix().into_bytes();
@@ -459,6 +522,19 @@ impl Rules {
             Expression::Meta(direction, REGISTER),
             Expression::Cmp(REGISTER, Compare::Equal, prefix),
         ]
+    }
+
+    /// What of a machine's own packets is dropped although it does not lie about who it is.
+    fn sane(&self) -> Vec<Rule> {
+        let to = |address| [destination_is(Compare::Equal, address), drop_it()].concat();
+        let mut rules = match self.link {
+            Link::Taps => honest(),
+            Link::Bridge { .. } => bridge::honest_again(),
+        };
+        rules.extend([Address::Broadcast, Address::Multicast, Address::Anycast].map(to));
+        rules.extend(both(|ip| ip.source_in("out")));
+        rules.extend(both(|ip| [ip.source_in("rate_out"), drop_it()].concat()));
+        rules
     }
 }
 
@@ -469,13 +545,8 @@ fn asks_others(ip: &Ip, protocol: u8) -> Rule {
     [forced, l4(protocol), port, goto("refused")].concat()
 }
 
-/// What of a machine's own packets is dropped although it does not lie about who it is.
-fn sane() -> Vec<Rule> {
-    // Next header and hop limit: from this link, without extension headers.
-    let neighbour = |kind: u8| {
-        let plain = equal(2, Base::Network, 6, &[ICMPV6, 255]);
-        [nfproto(&V6), plain, equal(1, Base::Transport, 0, &[kind])].concat()
-    };
+/// What a tap's machine may say to neighbours, and what only others may.
+fn honest() -> Vec<Rule> {
     // The address that it advertises must be its own.
     let target = vec![
         Expression::Meta(Meta::InputName, REGISTER),
@@ -483,26 +554,26 @@ fn sane() -> Vec<Rule> {
         Expression::Payload(Base::Transport, 8, 16, register32(24)),
         lookup("from6"),
     ];
-    let to = |address| [destination_is(Compare::Equal, address), drop_it()].concat();
-    let dhcp = || {
-        let port = load(Base::Transport, 0, 2);
-        [l4(UDP), port, vec![lookup("dhcp_servers")]].concat()
-    };
     let says = |set: &str| [icmpv6(), vec![lookup(set)]].concat();
-    let mut rules = vec![
+    vec![
         [neighbour(SOLICITATION), accept()].concat(),
         [neighbour(ADVERTISEMENT), ethernet(), target, accept()].concat(),
         [says("routers_say"), spoofed()].concat(),
         [says("neighbours_say"), drop_it()].concat(),
-        [dhcp(), spoofed()].concat(),
-        [dhcp(), drop_it()].concat(),
-        to(Address::Broadcast),
-        to(Address::Multicast),
-        to(Address::Anycast),
-    ];
-    rules.extend(both(|ip| ip.source_in("out")));
-    rules.extend(both(|ip| [ip.source_in("rate_out"), drop_it()].concat()));
-    rules
+        [dhcp_server(), spoofed()].concat(),
+        [dhcp_server(), drop_it()].concat(),
+    ]
+}
+
+/// Next header and hop limit: from this link, without extension headers.
+fn neighbour(kind: u8) -> Rule {
+    let plain = equal(2, Base::Network, 6, &[ICMPV6, 255]);
+    [nfproto(&V6), plain, equal(1, Base::Transport, 0, &[kind])].concat()
+}
+
+fn dhcp_server() -> Rule {
+    let port = load(Base::Transport, 0, 2);
+    [l4(UDP), port, vec![lookup("dhcp_servers")]].concat()
 }
 
 impl TableRules {

@@ -7,6 +7,7 @@
 use rustix::io::Errno;
 
 pub mod attribute;
+pub mod bridge;
 pub mod conntrack;
 mod message;
 pub mod nft;

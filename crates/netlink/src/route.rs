@@ -3,31 +3,32 @@
 //!
 //! Functions make messages, so that several go to the kernel in one [`Socket::apply`].
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::attribute::{attributes, find, ne32, text};
 use crate::message::{CREATE, EXCLUSIVE, REPLACE};
 use crate::{Error, Message, Reply, Result, Socket};
 
-const RTM_NEWLINK: u16 = 16;
+pub(crate) const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
-const RTM_GETLINK: u16 = 18;
+pub(crate) const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
-const RTM_NEWNEIGH: u16 = 28;
-const RTM_GETNEIGH: u16 = 30;
+pub(crate) const RTM_NEWNEIGH: u16 = 28;
+const RTM_DELNEIGH: u16 = 29;
+pub(crate) const RTM_GETNEIGH: u16 = 30;
 
-const IFLA_ADDRESS: u16 = 1;
+pub(crate) const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_INFO_KIND: u16 = 1;
-const IFLA_INFO_DATA: u16 = 2;
+pub(crate) const IFLA_LINKINFO: u16 = 18;
+pub(crate) const IFLA_INFO_KIND: u16 = 1;
+pub(crate) const IFLA_INFO_DATA: u16 = 2;
 const IFLA_TUN_OWNER: u16 = 1;
 const IFLA_TUN_TYPE: u16 = 3;
 const IFLA_TUN_PERSIST: u16 = 6;
@@ -41,6 +42,7 @@ const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IFF_UP: u32 = 1;
+const IFF_RUNNING: u32 = 0x40;
 const IFNAMSIZ: usize = 16;
 
 const IFA_ADDRESS: u16 = 1;
@@ -82,6 +84,8 @@ pub struct Link {
     pub alias: String,
     /// Whether it has been brought up; it may have no carrier.
     pub up: bool,
+    /// Whether packets pass: it is up and has a carrier, and the kernel has dealt with that.
+    pub running: bool,
     /// The driver's word for what it is; hardware has none.
     pub kind: String,
     /// For those of the tun driver.
@@ -254,16 +258,33 @@ pub fn delete_address(index: u32, address: IpAddr, prefix: u8) -> Message {
 /// # Errors
 /// The kernel's refusal.
 pub fn addresses(socket: &mut Socket, index: u32) -> Result<Vec<(IpAddr, u8)>> {
+    let mut all = all_addresses(socket, index)?;
+    all.retain(|(_, scope)| *scope != SCOPE_LINK);
+    Ok(all.into_iter().map(|(address, _)| address).collect())
+}
+
+/// Whether a link has an IPv6 address that counts on that link only.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn has_link_local(socket: &mut Socket, index: u32, address: Ipv6Addr) -> Result<bool> {
+    let all = all_addresses(socket, index)?;
+    Ok(all
+        .iter()
+        .any(|((found, _), scope)| *found == address && *scope == SCOPE_LINK))
+}
+
+fn all_addresses(socket: &mut Socket, index: u32) -> Result<Vec<((IpAddr, u8), u8)>> {
     let message = Message::new("list addresses", RTM_GETADDR, 0, &[0; 8]);
     let replies = socket.dump(&message)?;
     let read = |reply: &Reply| {
         let (header, rest) = reply.body.split_first_chunk::<8>()?;
         let of = ne32(&header[4..])?;
-        if reply.kind != RTM_NEWADDR || of != index || header[3] == SCOPE_LINK {
+        if reply.kind != RTM_NEWADDR || of != index {
             return None;
         }
         let address = find(rest, IFA_LOCAL).or(find(rest, IFA_ADDRESS))?;
-        Some((ip(address)?, header[1]))
+        Some(((ip(address)?, header[1]), header[3]))
     };
     Ok(replies.iter().filter_map(read).collect())
 }
@@ -386,14 +407,27 @@ pub struct Destination {
 
 /// Says for good which MAC an address on a link has; no packet changes it.
 pub fn add_neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> Message {
-    let mut header = vec![family(address), 0, 0, 0];
-    header.extend(index.to_ne_bytes());
-    header.extend(NUD_PERMANENT.to_ne_bytes());
-    header.extend([0, RTN_UNICAST]);
+    let header = neighbour_header(index, address);
     let flags = CREATE | REPLACE;
     let mut message = Message::new("add a neighbour", RTM_NEWNEIGH, flags, &header);
     message.put(NDA_DST, &octets(address)).put(NDA_LLADDR, &mac);
     message
+}
+
+/// Forgets the MAC of an address on a link.
+pub fn delete_neighbour(index: u32, address: IpAddr) -> Message {
+    let header = neighbour_header(index, address);
+    let mut message = Message::new("remove a neighbour", RTM_DELNEIGH, 0, &header);
+    message.put(NDA_DST, &octets(address));
+    message
+}
+
+fn neighbour_header(index: u32, address: IpAddr) -> Vec<u8> {
+    let mut header = vec![family(address), 0, 0, 0];
+    header.extend(index.to_ne_bytes());
+    header.extend(NUD_PERMANENT.to_ne_bytes());
+    header.extend([0, RTN_UNICAST]);
+    header
 }
 
 /// Addresses on a link whose MAC the host knows, in no order, learned ones too.
@@ -413,14 +447,16 @@ pub fn neighbours(socket: &mut Socket, index: u32) -> Result<Vec<(IpAddr, Vec<u8
 }
 
 impl Link {
-    fn read(reply: &Reply) -> Option<Self> {
+    pub(crate) fn read(reply: &Reply) -> Option<Self> {
         let (header, rest) = reply.body.split_first_chunk::<16>()?;
         if reply.kind != RTM_NEWLINK {
             return None;
         }
+        let flags = ne32(&header[8..12])?;
         let mut link = Self {
             index: ne32(&header[4..8])?,
-            up: ne32(&header[8..12])? & IFF_UP != 0,
+            up: flags & IFF_UP != 0,
+            running: flags & IFF_RUNNING != 0,
             ..Self::default()
         };
         for (kind, value) in attributes(rest) {
@@ -468,7 +504,7 @@ impl Counters {
     }
 }
 
-fn link_header(index: u32, flags: u32, mask: u32) -> [u8; 16] {
+pub(crate) fn link_header(index: u32, flags: u32, mask: u32) -> [u8; 16] {
     let mut header = [0; 16];
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     header[8..12].copy_from_slice(&flags.to_ne_bytes());

@@ -16,7 +16,7 @@ use hutch_net::domain::{Domain, Judgement};
 use hutch_net::elements::{self, Limits};
 use hutch_net::firewall::{Config, Firewall, Verified};
 use hutch_net::link::{Links, mtu};
-use hutch_net::rules::Rules;
+use hutch_net::rules::{Link, Rules};
 use tracing::{error, info, warn};
 
 use super::names::{Members, Names};
@@ -113,6 +113,7 @@ impl Routed {
                     gateway: GATEWAY,
                     dns_port: Some(resolver.port()),
                     host_networks: config.private.clone(),
+                    link: Link::Taps,
                 },
                 instance: identity.instance.clone(),
                 number: identity.number,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hutch_netlink::nft::{Batch, Element, Family, OWNER, PERSIST};
+use hutch_netlink::nft::{Batch, Element, Family, OWNER, PERSIST, RuleFound, Table};
 use rustix::io::Errno;
 
 use super::{Config, Error, Firewall, Result, Verified, wanted};
@@ -13,6 +13,8 @@ use crate::rules::TableRules;
 const ATTEMPTS: usize = 20;
 /// Bytes of the instance's name that fit into a comment beside the version.
 const INSTANCE_MAX: usize = 64;
+
+const FAMILIES: [Family; 3] = [Family::Inet, Family::Arp, Family::Bridge];
 
 /// What must hold of a table for its elements to be worth keeping.
 #[derive(Debug, PartialEq, Eq)]
@@ -113,6 +115,9 @@ impl Firewall {
     fn repair(&mut self) -> Result<Batch> {
         let tables = self.config.rules.tables();
         let mut batch = Batch::default();
+        for table in self.leftover()? {
+            batch.delete_table(&table);
+        }
         let mut whole = true;
         let mut found = Vec::new();
         for table in &tables {
@@ -136,7 +141,7 @@ impl Firewall {
             table.make(&mut batch, self.flags, &self.comment);
         }
         for machine in self.machines.values() {
-            let elements = crate::elements::elements(machine, self.config.number);
+            let elements = self.config.elements(machine);
             self.insert(&mut batch, &elements);
         }
         self.insert(&mut batch, &self.learned_elements());
@@ -171,6 +176,9 @@ impl Firewall {
     }
 
     fn is_sound(&mut self) -> Result<bool> {
+        if !self.leftover()?.is_empty() {
+            return Ok(false);
+        }
         for table in &self.config.rules.tables() {
             if self.look(table)? != Found::Whole {
                 return Ok(false);
@@ -221,14 +229,29 @@ impl Firewall {
         Ok((gone, add))
     }
 
-    fn dump_rules(&mut self) -> Result<[Vec<hutch_netlink::nft::RuleFound>; 2]> {
-        let [inet, arp] = [Family::Inet, Family::Arp].map(|family| self.table(family));
-        let inet = self
-            .nft
-            .rules(&inet)
-            .map_err(|source| self.failed(source))?;
-        let arp = self.nft.rules(&arp).map_err(|source| self.failed(source))?;
-        Ok([inet, arp])
+    fn dump_rules(&mut self) -> Result<Vec<RuleFound>> {
+        let mut all = Vec::new();
+        for family in FAMILIES {
+            let table = self.table(family);
+            let found = self.nft.rules(&table);
+            all.extend(found.map_err(|source| self.failed(source))?);
+        }
+        Ok(all)
+    }
+
+    /// Tables of our name that these rules do not have: of machines that were on a bridge before.
+    fn leftover(&mut self) -> Result<Vec<Table>> {
+        let tables = self.config.rules.tables();
+        let unused = |family: &Family| tables.iter().all(|table| table.table.family != *family);
+        let mut all = Vec::new();
+        for family in FAMILIES.into_iter().filter(unused) {
+            let table = self.table(family);
+            let found = self.nft.table(&table);
+            if found.map_err(|source| self.failed(source))?.is_some() {
+                all.push(table);
+            }
+        }
+        Ok(all)
     }
 
     fn generation(&mut self) -> Result<u32> {

@@ -7,9 +7,12 @@ use std::num::NonZeroU16;
 use std::process::Command;
 use std::time::Duration;
 
+use hutch_net::address::Addresses;
+use hutch_net::bridge::{self, Bridge, on_bridge};
 use hutch_net::elements::{Limits, Machine, Policy};
 use hutch_net::firewall::{Config, Firewall};
-use hutch_net::rules::Rules;
+use hutch_net::rules::{Link, Rules};
+use hutch_netlink::bridge::join;
 use hutch_netlink::route::{self, Change, Kind, Route};
 use hutch_netlink::{Protocol, Socket};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -46,6 +49,81 @@ pub fn in_own_network(test: impl FnOnce() + Send) {
     });
 }
 
+/// Where machines are, for what must hold everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Each behind a tap of its own.
+    Taps,
+    /// On a bridge.
+    Bridge {
+        /// Whether packets of bridges pass the IP tables, too (`bridge-nf-call-iptables`).
+        called: bool,
+    },
+}
+
+/// The bridge that [`Place::Bridge`] means.
+pub const BRIDGE: &str = "br0";
+pub const NUMBER: NonZeroU16 = NonZeroU16::new(0xab12).unwrap();
+
+impl Place {
+    pub const ALL: [Self; 3] = [
+        Self::Taps,
+        Self::Bridge { called: false },
+        Self::Bridge { called: true },
+    ];
+
+    pub fn config(self, own: bool) -> Config {
+        let mut config = config(own);
+        if self != Self::Taps {
+            config.rules.gateway = self.gateway();
+            config.rules.link = Link::Bridge {
+                name: BRIDGE.into(),
+                mac: GATEWAY_MAC,
+            };
+        }
+        config
+    }
+
+    pub fn gateway(self) -> Ipv4Addr {
+        match self {
+            Self::Taps => GATEWAY,
+            Self::Bridge { .. } => Ipv4Addr::new(172, 16, 0, 1),
+        }
+    }
+
+    pub fn machine(self, slot: u16) -> Machine {
+        match self {
+            Self::Taps => machine(slot),
+            Self::Bridge { .. } => {
+                let network = "172.16.0.0/16".parse().unwrap();
+                let addresses = Addresses::new(TAG, network, [0x68, 0, 0, 0, 0]).unwrap();
+                on_bridge(addresses.machine(slot).unwrap(), NUMBER)
+            }
+        }
+    }
+}
+
+/// Runs a test in each place, in a network namespace of its own.
+pub fn in_each_place(test: impl Fn(Place) + Sync) {
+    for place in Place::ALL {
+        in_own_network(|| {
+            eprintln!("{place:?}");
+            test(place);
+        });
+    }
+}
+
+/// What a bridge is to have.
+pub fn bridge_config(name: &str) -> bridge::Config {
+    bridge::Config {
+        name: name.into(),
+        instance: "test".into(),
+        ipv4: (Ipv4Addr::new(172, 16, 0, 1), 16),
+        ipv6: Some((Ipv6Addr::new(0xfd68, 0, 0, 0, 0, 0, 0, 1), 64)),
+        mtu: 1500,
+    }
+}
+
 pub fn config(own: bool) -> Config {
     Config {
         rules: Rules {
@@ -53,9 +131,10 @@ pub fn config(own: bool) -> Config {
             gateway: GATEWAY,
             dns_port: None,
             host_networks: Vec::new(),
+            link: Link::Taps,
         },
         instance: "test".into(),
-        number: NonZeroU16::new(0xab12).unwrap(),
+        number: NUMBER,
         own,
     }
 }
@@ -93,6 +172,10 @@ pub fn nft(arguments: &[&str]) -> Option<String> {
 pub struct Wire(File);
 
 impl Wire {
+    pub fn new(file: File) -> Self {
+        Self(file)
+    }
+
     pub fn send(&mut self, frame: &[u8]) {
         self.0.write_all(frame).unwrap();
     }
@@ -116,6 +199,16 @@ impl Wire {
         }
     }
 
+    /// All frames up to the one for which `wanted` holds, which must come.
+    pub fn all_until(&mut self, wanted: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        while !all.last().is_some_and(|frame: &Vec<u8>| wanted(frame)) {
+            let next = self.until(PATIENCE, |_| true);
+            all.push(next.expect("a frame does not come"));
+        }
+        all
+    }
+
     /// Every frame that is there now.
     pub fn drain(&mut self) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| self.until(Duration::ZERO, |_| true)).collect()
@@ -130,6 +223,7 @@ pub struct Bed {
     /// The far end of the uplink.
     pub world: Wire,
     pub route: Socket,
+    pub bridge: Option<Bridge>,
 }
 
 impl Bed {
@@ -172,16 +266,55 @@ impl Bed {
                 route::add_route(&any([0; 16].into(), ROUTER6.into())),
             ])
             .unwrap();
+        let bridge = match &config.rules.link {
+            Link::Taps => None,
+            Link::Bridge { name, .. } => Some(Bridge::open(bridge_config(name)).unwrap()),
+        };
         Some(Self {
             firewall: Firewall::open(config, Vec::new()).unwrap(),
             world: Wire(sys::packets(far).unwrap()),
             route,
+            bridge,
         })
+    }
+
+    /// A host in that place. None, after saying so, where there can be none.
+    pub fn at(place: Place, own: bool) -> Option<Self> {
+        Self::with(place, place.config(own))
+    }
+
+    pub fn with(place: Place, config: Config) -> Option<Self> {
+        if let Place::Bridge { called } = place {
+            for of in ["iptables", "ip6tables"] {
+                let setting = format!("/proc/sys/net/bridge/bridge-nf-call-{of}");
+                match fs::write(&setting, if called { "1" } else { "0" }) {
+                    Err(error) if called => {
+                        eprintln!("skipped: cannot set {setting}: {error}");
+                        return None;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Self::new(config)
+    }
+
+    /// A port of the bridge that is not ours; what comes out of it, and goes in.
+    pub fn foreign_port(&mut self) -> Wire {
+        let bridge = route::index(&mut self.route, BRIDGE).unwrap();
+        Wire(foreign_port(&mut self.route, bridge, "ext"))
     }
 
     /// A tap for a machine, which the firewall need not know.
     pub fn tap(&mut self, machine: &Machine) -> Wire {
         let tap = sys::tap(&machine.label).unwrap();
+        if let Some(bridge) = &mut self.bridge {
+            bridge.attach(machine, "mch-test").unwrap();
+            for link in [&machine.label, BRIDGE] {
+                until_running(&mut self.route, link);
+            }
+            return Wire(tap);
+        }
         let index = route::index(&mut self.route, &machine.label).unwrap();
         let change = Change {
             up: Some(true),
@@ -214,11 +347,47 @@ impl Bed {
         Wire(tap)
     }
 
+    /// The MACs of these links.
+    pub fn macs(&mut self, links: &[&str]) -> Vec<Vec<u8>> {
+        let mac = |name: &&str| route::link(&mut self.route, name).unwrap().unwrap().address;
+        links.iter().map(mac).collect()
+    }
+
     /// Adds a machine, and then its tap.
     pub fn machine(&mut self, machine: &Machine) -> Wire {
         self.firewall.add(machine.clone()).unwrap();
         self.tap(machine)
     }
+}
+
+/// The kernel notices a carrier by and by.
+pub fn until_running(socket: &mut Socket, name: &str) {
+    let mut is_running = || route::link(socket, name).unwrap().unwrap().running;
+    while !is_running() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Puts one end of a new cable into a bridge; the other one's frames.
+pub fn foreign_port(socket: &mut Socket, bridge: u32, name: &str) -> File {
+    let far = format!("{name}-far");
+    let make = route::create(name, Kind::Veth(&far));
+    socket.apply(&[make]).unwrap();
+    let [near, far] = [name, &far].map(|name| route::index(socket, name).unwrap());
+    let up = Change {
+        up: Some(true),
+        no_own_ipv6: true,
+        ..Change::default()
+    };
+    socket
+        .apply(&[
+            join(near, bridge),
+            route::change(near, &up),
+            route::change(far, &up),
+        ])
+        .unwrap();
+    until_running(socket, name);
+    sys::packets(far).unwrap()
 }
 
 /// A datagram from a machine with this payload.

@@ -10,8 +10,8 @@ use hutch_netlink::nft::{Batch, Element, Family, Nft, Table};
 use hutch_netlink::{Protocol, Socket, conntrack};
 
 use crate::bed::{
-    Bed, GATEWAY_MAC, PATIENCE, PUBLIC, PUBLIC6, Wire, carries, config, datagram, in_own_network,
-    machine,
+    Bed, GATEWAY_MAC, PATIENCE, PUBLIC, PUBLIC6, Place, Wire, carries, config, datagram,
+    in_own_network, machine,
 };
 use crate::frame;
 use crate::policy::reached;
@@ -84,7 +84,10 @@ fn a_machine_without_egress_reaches_what_an_allowed_name_led_to() {
         own.policy = policy(Egress::None, &["example.com"], &[]);
         let mut tap = bed.machine(&own);
         let all = [PUBLIC.into(), OTHER.into(), IpAddr::V6(PUBLIC6)];
-        assert_eq!(reached(&mut bed, &mut tap, &own, &all), [] as [IpAddr; 0]);
+        assert_eq!(
+            reached(&mut bed, Place::Taps, &mut tap, &own, &all),
+            [] as [IpAddr; 0]
+        );
         let learn = |bed: &mut Bed, name: &str, addresses: &[IpAddr]| {
             let name = domain(name);
             bed.firewall
@@ -96,19 +99,19 @@ fn a_machine_without_egress_reaches_what_an_allowed_name_led_to() {
         let said = learn(&mut bed, "example.org", &[OTHER.into()]);
         assert_eq!(said, Judgement::Denied);
         let names = [PUBLIC.into(), IpAddr::V6(PUBLIC6)];
-        assert_eq!(reached(&mut bed, &mut tap, &own, &all), names);
+        assert_eq!(reached(&mut bed, Place::Taps, &mut tap, &own, &all), names);
         // Nobody else does, and no name opens what is not public.
         let mut two = machine(2);
         two.policy = own.policy.clone();
         let mut second = bed.machine(&two);
         assert_eq!(
-            reached(&mut bed, &mut second, &two, &all),
+            reached(&mut bed, Place::Taps, &mut second, &two, &all),
             [] as [IpAddr; 0]
         );
         let private = ["10.1.2.3", "169.254.169.254"].map(|text| text.parse().unwrap());
         learn(&mut bed, "example.com", &private);
         assert_eq!(
-            reached(&mut bed, &mut tap, &own, &private),
+            reached(&mut bed, Place::Taps, &mut tap, &own, &private),
             [] as [IpAddr; 0]
         );
         assert_eq!(keys("names4"), [pair(&own, PUBLIC)]);
@@ -178,7 +181,10 @@ fn another_policy_ends_connections_to_what_its_names_do_not_allow() {
         assert_eq!(connections(&own), both[1..]);
         assert_eq!(keys("names4"), [pair(&own, OTHER)]);
         let all = [PUBLIC.into(), OTHER.into()];
-        assert_eq!(reached(&mut bed, &mut tap, &own, &all), all[1..]);
+        assert_eq!(
+            reached(&mut bed, Place::Taps, &mut tap, &own, &all),
+            all[1..]
+        );
         assert_eq!(bed.firewall.verify().unwrap(), Verified::Sound);
     });
 }
@@ -209,7 +215,10 @@ fn a_name_that_is_denied_later_closes_what_it_led_to() {
         bed.firewall.set_policy(&own.label, denied).unwrap();
         assert_eq!(connections(&own), [(OTHER.into(), 5000)]);
         let all = [PUBLIC.into(), OTHER.into()];
-        assert_eq!(reached(&mut bed, &mut tap, &own, &all), all[1..]);
+        assert_eq!(
+            reached(&mut bed, Place::Taps, &mut tap, &own, &all),
+            all[1..]
+        );
         assert_eq!(keys("noname4"), [pair(&own, PUBLIC)]);
         // One allowed name opens what others share with it; without rules, all is as it was.
         let mut shared = policy(Egress::Public, &["www.example.com"], &["example.com"]);
@@ -218,12 +227,12 @@ fn a_name_that_is_denied_later_closes_what_it_led_to() {
         bed.firewall
             .learn(&own.label, &name, &[PUBLIC.into()], MINUTE)
             .unwrap();
-        assert_eq!(reached(&mut bed, &mut tap, &own, &all), all);
+        assert_eq!(reached(&mut bed, Place::Taps, &mut tap, &own, &all), all);
         assert_eq!((keys("noname4").len(), keys("names4").len()), (0, 1));
         shared.domains = Domains::default();
         bed.firewall.set_policy(&own.label, shared).unwrap();
         assert_eq!((keys("noname4").len(), keys("names4").len()), (0, 0));
-        assert_eq!(reached(&mut bed, &mut tap, &own, &all), all);
+        assert_eq!(reached(&mut bed, Place::Taps, &mut tap, &own, &all), all);
     });
 }
 

@@ -6,8 +6,8 @@ use hutch_net::elements::{Egress, Limits, Machine, Peer, Policy, mark};
 use hutch_netlink::{Protocol, Socket, conntrack};
 
 use crate::bed::{
-    Bed, GATEWAY, GATEWAY_MAC, HOST, HOST6, PATIENCE, PUBLIC, PUBLIC6, ROUTER_MAC, Wire, carries,
-    config, datagram, in_own_network, machine,
+    Bed, GATEWAY_MAC, HOST, HOST6, PATIENCE, PUBLIC, PUBLIC6, Place, ROUTER_MAC, Wire, carries,
+    datagram, in_each_place,
 };
 use crate::frame;
 
@@ -38,8 +38,14 @@ fn addresses(texts: &[&str]) -> Vec<IpAddr> {
 
 /// Which of some addresses beyond the uplink a machine reaches now. Frames are dealt with in their order, so the last
 /// one, which always passes, tells that the others did not.
-pub fn reached(bed: &mut Bed, tap: &mut Wire, own: &Machine, all: &[IpAddr]) -> Vec<IpAddr> {
-    let sentinel = machine(999);
+pub fn reached(
+    bed: &mut Bed,
+    place: Place,
+    tap: &mut Wire,
+    own: &Machine,
+    all: &[IpAddr],
+) -> Vec<IpAddr> {
+    let sentinel = place.machine(999);
     let mut last = bed.machine(&sentinel);
     for (number, to) in all.iter().enumerate() {
         let payload = format!("try {number}.");
@@ -71,18 +77,18 @@ pub fn reached(bed: &mut Bed, tap: &mut Wire, own: &Machine, all: &[IpAddr]) -> 
 
 #[test]
 fn egress_is_what_the_policy_says() {
-    in_own_network(|| {
-        let Some(mut bed) = Bed::new(config(true)) else {
+    in_each_place(|place| {
+        let Some(mut bed) = Bed::at(place, true) else {
             return;
         };
-        let own = machine(1);
+        let own = place.machine(1);
         let mut tap = bed.machine(&own);
         let public = vec![IpAddr::V4(PUBLIC), IpAddr::V6(PUBLIC6)];
         // The kernel itself forwards no mapped addresses.
         let private: Vec<IpAddr> = addresses(&PRIVATE[..7]);
         let metadata = addresses(&METADATA);
         let all: Vec<_> = [&public[..], &private, &metadata].concat();
-        assert_eq!(reached(&mut bed, &mut tap, &own, &all), public);
+        assert_eq!(reached(&mut bed, place, &mut tap, &own, &all), public);
         let mut set = |bed: &mut Bed, egress, allow: &[&str], deny: &[&str]| {
             let ranges = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
             let policy = Policy {
@@ -92,7 +98,7 @@ fn egress_is_what_the_policy_says() {
                 ..Policy::default()
             };
             bed.firewall.set_policy(&own.label, policy).unwrap();
-            reached(bed, &mut tap, &own, &all)
+            reached(bed, place, &mut tap, &own, &all)
         };
         let none: &[IpAddr] = &[];
         assert_eq!(set(&mut bed, Egress::None, &[], &[]), none);
@@ -114,27 +120,27 @@ fn egress_is_what_the_policy_says() {
 
 #[test]
 fn networks_of_the_host_are_not_public() {
-    in_own_network(|| {
-        let mut config = config(true);
+    in_each_place(|place| {
+        let mut config = place.config(true);
         config.rules.host_networks = vec!["203.0.113.0/24".parse().unwrap()];
-        let Some(mut bed) = Bed::new(config) else {
+        let Some(mut bed) = Bed::with(place, config) else {
             return;
         };
-        let own = machine(1);
+        let own = place.machine(1);
         let mut tap = bed.machine(&own);
         let elsewhere = Ipv4Addr::new(192, 0, 2, 77).into();
-        let reached = reached(&mut bed, &mut tap, &own, &[PUBLIC.into(), elsewhere]);
+        let reached = reached(&mut bed, place, &mut tap, &own, &[PUBLIC.into(), elsewhere]);
         assert_eq!(reached, [elsewhere]);
     });
 }
 
 #[test]
 fn answers_come_back_through_the_masquerade() {
-    in_own_network(|| {
-        let Some(mut bed) = Bed::new(config(true)) else {
+    in_each_place(|place| {
+        let Some(mut bed) = Bed::at(place, true) else {
             return;
         };
-        let own = machine(1);
+        let own = place.machine(1);
         let mut tap = bed.machine(&own);
         for (to, host) in [
             (IpAddr::V4(PUBLIC), IpAddr::V4(HOST)),
@@ -175,11 +181,11 @@ fn answers_come_back_through_the_masquerade() {
 
 #[test]
 fn nobody_outside_begins_a_connection_to_a_machine() {
-    in_own_network(|| {
-        let Some(mut bed) = Bed::new(config(true)) else {
+    in_each_place(|place| {
+        let Some(mut bed) = Bed::at(place, true) else {
             return;
         };
-        let own = machine(1);
+        let own = place.machine(1);
         let mut tap = bed.machine(&own);
         let near = hutch_netlink::route::link(&mut bed.route, "up0")
             .unwrap()
@@ -194,7 +200,7 @@ fn nobody_outside_begins_a_connection_to_a_machine() {
                 .send(&frame::ip(near, ROUTER_MAC, from, to, &l4, frame::UDP));
         }
         // The host may.
-        let host = UdpSocket::bind((GATEWAY, 0)).unwrap();
+        let host = UdpSocket::bind((place.gateway(), 0)).unwrap();
         host.send_to(b"from the host", (own.ipv4, 4000)).unwrap();
         let first = tap.until(PATIENCE, |frame| {
             carries(frame, b"intrusion") || carries(frame, b"from the host")
@@ -205,17 +211,17 @@ fn nobody_outside_begins_a_connection_to_a_machine() {
 
 #[test]
 fn machines_do_not_reach_each_other_unless_both_are_of_a_group() {
-    in_own_network(|| {
-        let Some(mut bed) = Bed::new(config(true)) else {
+    in_each_place(|place| {
+        let Some(mut bed) = Bed::at(place, true) else {
             return;
         };
-        let (mut one, two) = (machine(1), machine(2));
+        let (mut one, two) = (place.machine(1), place.machine(2));
         one.policy.egress = Egress::Open;
         let mut first = bed.machine(&one);
         let mut second = bed.machine(&two);
         let two_addresses = [IpAddr::V4(two.ipv4), IpAddr::V6(two.ipv6)];
         let mut talk = |bed: &mut Bed| -> Vec<bool> {
-            let host = UdpSocket::bind((GATEWAY, 0)).unwrap();
+            let host = UdpSocket::bind((place.gateway(), 0)).unwrap();
             let talk = two_addresses.iter().map(|to| {
                 first.send(&datagram(&one, *to, b"hello"));
                 host.send_to(b"end", (two.ipv4, 4000)).unwrap();
@@ -252,15 +258,15 @@ fn machines_do_not_reach_each_other_unless_both_are_of_a_group() {
 
 #[test]
 fn the_host_is_closed_but_for_echo_and_its_resolver() {
-    in_own_network(|| {
-        let mut config = config(true);
+    in_each_place(|place| {
+        let mut config = place.config(true);
         let resolver = UdpSocket::bind("0.0.0.0:0").unwrap();
         let port = resolver.local_addr().unwrap().port();
         config.rules.dns_port = Some(port);
-        let Some(mut bed) = Bed::new(config) else {
+        let Some(mut bed) = Bed::with(place, config) else {
             return;
         };
-        let own = machine(1);
+        let own = place.machine(1);
         let mut tap = bed.machine(&own);
         let send = |tap: &mut Wire, to: IpAddr, port: u16, payload: &[u8]| {
             let source = if to.is_ipv4() {
@@ -279,12 +285,12 @@ fn the_host_is_closed_but_for_echo_and_its_resolver() {
             ));
         };
         // The resolver listens on all addresses, and none of these leads to it.
-        for to in [HOST.into(), GATEWAY.into(), IpAddr::V6(HOST6)] {
+        for to in [HOST.into(), place.gateway().into(), IpAddr::V6(HOST6)] {
             send(&mut tap, to, port, b"not here");
         }
         send(&mut tap, HOST.into(), 53, b"not here");
         send(&mut tap, Ipv4Addr::LOCALHOST.into(), port, b"not here");
-        send(&mut tap, GATEWAY.into(), 53, b"what is");
+        send(&mut tap, place.gateway().into(), 53, b"what is");
         resolver.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut buffer = [0; 100];
         let (length, asker) = resolver.recv_from(&mut buffer).unwrap();
@@ -297,14 +303,14 @@ fn the_host_is_closed_but_for_echo_and_its_resolver() {
         let (source, _, _, l4) = frame::read(&answer).unwrap();
         assert_eq!(
             (source, &l4[..2]),
-            (GATEWAY.into(), &53u16.to_be_bytes()[..])
+            (place.gateway().into(), &53u16.to_be_bytes()[..])
         );
         let ping = frame::icmp(8, b"\x00\x01\x00\x01echo");
         tap.send(&frame::ip(
             GATEWAY_MAC,
             own.mac,
             own.ipv4.into(),
-            GATEWAY.into(),
+            place.gateway().into(),
             &ping,
             frame::ICMP,
         ));
@@ -333,11 +339,11 @@ fn the_host_is_closed_but_for_echo_and_its_resolver() {
 
 #[test]
 fn connections_carry_the_machines_mark_and_are_cut_by_it() {
-    in_own_network(|| {
-        let Some(mut bed) = Bed::new(config(true)) else {
+    in_each_place(|place| {
+        let Some(mut bed) = Bed::at(place, true) else {
             return;
         };
-        let (one, two) = (machine(1), machine(2));
+        let (one, two) = (place.machine(1), place.machine(2));
         let mut first = bed.machine(&one);
         let mut second = bed.machine(&two);
         let other = Ipv4Addr::new(203, 0, 113, 11);
@@ -349,7 +355,7 @@ fn connections_carry_the_machines_mark_and_are_cut_by_it() {
             .until(PATIENCE, |frame| carries(frame, b"d"))
             .unwrap();
         let mut socket = Socket::open(Protocol::Netfilter).unwrap();
-        let number = config(true).number;
+        let number = place.config(true).number;
         let mut destinations = |machine: &Machine| -> Vec<IpAddr> {
             let mark = mark(number, machine.slot);
             let all = conntrack::connections(&mut socket, mark).unwrap();
@@ -377,11 +383,11 @@ fn connections_carry_the_machines_mark_and_are_cut_by_it() {
 
 #[test]
 fn a_machine_has_no_more_connections_than_it_may() {
-    in_own_network(|| {
-        let Some(mut bed) = Bed::new(config(true)) else {
+    in_each_place(|place| {
+        let Some(mut bed) = Bed::at(place, true) else {
             return;
         };
-        let mut own = machine(1);
+        let mut own = place.machine(1);
         own.limits = Limits {
             connections: Some(5),
             ..Limits::default()
@@ -390,17 +396,17 @@ fn a_machine_has_no_more_connections_than_it_may() {
         let all: Vec<IpAddr> = (1..=20)
             .map(|host| Ipv4Addr::new(203, 0, 113, 100 + host).into())
             .collect();
-        assert_eq!(reached(&mut bed, &mut tap, &own, &all), all[..5]);
+        assert_eq!(reached(&mut bed, place, &mut tap, &own, &all), all[..5]);
     });
 }
 
 #[test]
 fn segments_fit_the_narrowest_link() {
-    in_own_network(|| {
-        let Some(mut bed) = Bed::new(config(true)) else {
+    in_each_place(|place| {
+        let Some(mut bed) = Bed::at(place, true) else {
             return;
         };
-        let own = machine(1);
+        let own = place.machine(1);
         let mut tap = bed.machine(&own);
         let near = hutch_netlink::route::index(&mut bed.route, "up0").unwrap();
         let narrow = hutch_netlink::route::Change {

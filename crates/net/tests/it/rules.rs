@@ -3,7 +3,7 @@
 use hutch_net::elements::{Egress, Limits};
 use hutch_net::firewall::Firewall;
 
-use crate::bed::{config, in_own_network, machine, nft};
+use crate::bed::{Place, config, in_own_network, machine, nft};
 
 /// The tables without what differs between two instances: their comments.
 fn listed() -> Option<String> {
@@ -16,24 +16,34 @@ fn listed() -> Option<String> {
 
 #[test]
 fn the_rules_are_those_of_the_text() {
-    in_own_network(|| {
-        let _firewall = Firewall::open(config(false), Vec::new()).unwrap();
-        let Some(version) = nft(&["--version"]) else {
-            return;
-        };
-        if !version.contains("v1.0.6 ") {
-            return eprintln!("skipped: the text is that of nft 1.0.6, not of {version}");
-        }
-        let Some(listed) = listed() else { return };
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            std::fs::write(
-                concat!(env!("CARGO_MANIFEST_DIR"), "/src/rules.nft"),
-                &listed,
-            )
-            .unwrap();
-        }
-        assert_same(&listed, include_str!("../../src/rules.nft"));
-    });
+    for (place, name, golden) in [
+        (
+            Place::Taps,
+            "rules.nft",
+            include_str!("../../src/rules.nft"),
+        ),
+        (
+            Place::Bridge { called: false },
+            "rules-bridge.nft",
+            include_str!("../../src/rules-bridge.nft"),
+        ),
+    ] {
+        in_own_network(|| {
+            let _firewall = Firewall::open(place.config(false), Vec::new()).unwrap();
+            let Some(version) = nft(&["--version"]) else {
+                return;
+            };
+            if !version.contains("v1.0.6 ") {
+                return eprintln!("skipped: the text is that of nft 1.0.6, not of {version}");
+            }
+            let Some(listed) = listed() else { return };
+            if std::env::var_os("UPDATE_GOLDEN").is_some() {
+                let path = format!("{}/src/{name}", env!("CARGO_MANIFEST_DIR"));
+                std::fs::write(path, &listed).unwrap();
+            }
+            assert_same(&listed, golden);
+        });
+    }
 }
 
 fn assert_same(listed: &str, golden: &str) {

@@ -2,15 +2,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use hutch_netlink::route;
+use hutch_netlink::{bridge, route};
 
 use crate::bed::{
-    Bed, GATEWAY, GATEWAY_MAC, GATEWAY6, HOST, MACHINE_MAC, PATIENCE, PUBLIC, PUBLIC6, carries,
-    config, datagram, in_own_network, machine,
+    BRIDGE, Bed, GATEWAY_MAC, GATEWAY6, HOST, PATIENCE, PUBLIC, PUBLIC6, Place, carries, datagram,
+    in_each_place,
 };
 use crate::frame::{self, Arp, Mac};
 
-const FRAMES: u32 = 2000;
+const FRAMES: u32 = 10_000;
+/// Bridges pass frames to these groups to nobody, and up to the host as what the port itself received.
+const NEAREST: Mac = [1, 0x80, 0xc2, 0, 0, 3];
 
 /// A small generator, so that a failure can be repeated (Marsaglia's xorshift).
 struct Dice(u64);
@@ -35,45 +37,58 @@ impl Dice {
 
 #[test]
 fn lies_reach_nobody_and_are_counted() {
-    in_own_network(|| {
-        let Some(mut bed) = Bed::new(config(true)) else {
+    in_each_place(|place| {
+        let Some(mut bed) = Bed::at(place, true) else {
             return;
         };
-        let (liar, victim) = (machine(1), machine(2));
+        let (liar, victim) = (place.machine(1), place.machine(2));
         let mut from = bed.machine(&liar);
         let mut other = bed.machine(&victim);
-        let mut index = |name: &str| route::index(&mut bed.route, name).unwrap();
-        let links = [index(&liar.label), index(&victim.label), index("up0")];
-        let mut neighbours = || {
-            links.map(|link| {
-                let mut all = route::neighbours(&mut bed.route, link).unwrap();
-                // The host's own talk to groups, which it computes the MACs of.
-                all.retain(|(address, _)| !address.is_multicast());
-                all.sort();
-                all
-            })
+        let mut names = vec!["up0", &liar.label, &victim.label];
+        let mut host = vec!["up0", "up1"];
+        let mut foreign = None;
+        if place != Place::Taps {
+            foreign = Some(bed.foreign_port());
+            names.extend([BRIDGE, "ext"]);
+            host.extend([BRIDGE, "ext-far"]);
+        }
+        let mut host = bed.macs(&host);
+        host.push(GATEWAY_MAC.into());
+        let mut known = || {
+            let mut neighbours = Vec::new();
+            let mut places = Vec::new();
+            for name in &names {
+                let link = route::index(&mut bed.route, name).unwrap();
+                neighbours.extend(route::neighbours(&mut bed.route, link).unwrap());
+                places.extend(bridge::places(&mut bed.route, link).unwrap());
+            }
+            // The host's own talk to groups, which it computes the MACs of.
+            neighbours.retain(|(address, _)| !address.is_multicast());
+            neighbours.sort();
+            places.retain(|place| place.mac[0] & 1 == 0);
+            places.sort();
+            (neighbours, places)
         };
-        let known = neighbours();
+        let before = known();
         let mut dice = Dice(0x5eed_1234_5678_9abc);
         let mut counted = 0;
         for _ in 0..FRAMES {
-            let (frame, counts) = lie(&mut dice);
+            let (frame, counts) = lie(&mut dice, place);
             from.send(&frame);
             counted += u64::from(counts);
         }
         // What is sent last arrives last.
-        let to = PUBLIC.into();
-        from.send(&datagram(&liar, to, b"honest"));
-        let mut before = Vec::new();
-        let honest = bed.world.until(PATIENCE, |frame| carries(frame, b"honest"));
-        assert!(honest.is_some());
-        before.extend(bed.world.drain());
-        before.extend(other.drain());
-        let bad = before
-            .iter()
-            .find(|frame| carries(frame, b"lie") || is_of_liar(frame));
-        assert_eq!(bad, None);
-        assert_eq!(neighbours(), known);
+        from.send(&datagram(&liar, PUBLIC.into(), b"honest"));
+        let mut seen = bed.world.all_until(|frame| carries(frame, b"honest"));
+        let at_other = other.drain();
+        if let Some(foreign) = &mut foreign {
+            seen.extend(foreign.drain());
+            assert_eq!(at_other, [] as [Vec<u8>; 0]);
+        }
+        seen.extend(at_other);
+        let bad = |frame: &&Vec<u8>| is_of_liar(frame) || !host.contains(&frame[6..12].to_vec());
+        assert_eq!(seen.iter().find(bad), None);
+        assert_eq!(known(), before);
         let counters = bed.firewall.counters().unwrap();
         assert_eq!(counters[&liar.label].spoofed_packets, counted);
         assert_eq!(counters[&victim.label].spoofed_packets, 0);
@@ -87,25 +102,50 @@ fn is_of_liar(frame: &[u8]) -> bool {
 }
 
 /// A frame that the first machine must not send, and whether it is to be counted.
-fn lie(dice: &mut Dice) -> (Vec<u8>, bool) {
-    let own = machine(1);
+fn lie(dice: &mut Dice, place: Place) -> (Vec<u8>, bool) {
+    let kinds = if place == Place::Taps { 12 } else { 18 };
+    let kind = dice.roll() % kinds;
+    if kind >= 12 {
+        return lie_at_port(dice, place, kind);
+    }
+    let own = place.machine(1);
     let (own4, own6) = (own.ipv4, own.ipv6);
-    let to = dice.of(&[GATEWAY_MAC, [255; 6]]);
+    let to = match place {
+        Place::Taps => dice.of(&[GATEWAY_MAC, [255; 6]]),
+        Place::Bridge { .. } => dice.of(&[
+            GATEWAY_MAC,
+            [255; 6],
+            place.machine(2).mac,
+            NEAREST,
+            [0x33, 0x33, 0, 0, 0, 1],
+        ]),
+    };
     let random4 = Ipv4Addr::from_bits(dice.roll() as u32 & 0x7fff_ffff | 0x0100_0000);
     let random6 = Ipv6Addr::from_bits(0xfd68 << 112 | u128::from(dice.roll()) << 32);
     let others4 = [
-        machine(2).ipv4,
-        GATEWAY,
+        place.machine(2).ipv4,
+        place.gateway(),
         HOST,
         PUBLIC,
         Ipv4Addr::UNSPECIFIED,
         random4,
     ];
-    let others6 = [machine(2).ipv6, GATEWAY6, Ipv6Addr::UNSPECIFIED, random6];
+    let others6 = [
+        place.machine(2).ipv6,
+        GATEWAY6,
+        Ipv6Addr::UNSPECIFIED,
+        random6,
+    ];
     let others4 = dice.of(&others4);
     let others6 = dice.of(&others6);
-    let to4 = dice.of(&[PUBLIC, machine(2).ipv4, GATEWAY, HOST, Ipv4Addr::BROADCAST]);
-    let to6 = dice.of(&[PUBLIC6, machine(2).ipv6, GATEWAY6]);
+    let to4 = dice.of(&[
+        PUBLIC,
+        place.machine(2).ipv4,
+        place.gateway(),
+        HOST,
+        Ipv4Addr::BROADCAST,
+    ]);
+    let to6 = dice.of(&[PUBLIC6, place.machine(2).ipv6, GATEWAY6]);
     let udp = frame::udp(
         dice.roll() as u16 | 1024,
         dice.of(&[53, 67, 80, 547]),
@@ -123,27 +163,32 @@ fn lie(dice: &mut Dice) -> (Vec<u8>, bool) {
         frame::ip(to, mac, source.into(), IpAddr::V6(to6), l4, protocol)
     };
     let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-    match dice.roll() % 12 {
+    // A port itself has no IPv6.
+    let six = to != NEAREST;
+    match kind {
         0 => (v4(dice.mac(), own4, &udp, frame::UDP), true),
-        1 => (v4(MACHINE_MAC, others4, &udp, frame::UDP), true),
+        1 => (v4(own.mac, others4, &udp, frame::UDP), true),
         2 => {
             let syn = frame::tcp(1000, 80, dice.roll() as u32, 0, 2);
-            (v4(MACHINE_MAC, others4, &syn, frame::TCP), true)
+            (v4(own.mac, others4, &syn, frame::TCP), true)
         }
-        3 => (v6(dice.mac(), own6, to6, &udp), true),
-        4 => (v6(MACHINE_MAC, others6, to6, &udp), true),
+        3 => (v6(dice.mac(), own6, to6, &udp), six),
+        4 => (v6(own.mac, others6, to6, &udp), six),
         5 => {
             // Another's address, MAC, or frame.
             let operation = dice.of(&[1, 2]);
             let (outer, mac, address) = match dice.roll() % 3 {
-                0 => (MACHINE_MAC, MACHINE_MAC, others4),
-                1 => (MACHINE_MAC, dice.mac(), own4),
-                _ => (dice.mac(), MACHINE_MAC, own4),
+                0 => (own.mac, own.mac, others4),
+                1 => (own.mac, dice.mac(), own4),
+                _ => (dice.mac(), own.mac, own4),
             };
             let arp = Arp {
                 operation,
                 sender: (mac, address),
-                target: ([0; 6], dice.of(&[GATEWAY, machine(2).ipv4, address])),
+                target: (
+                    [0; 6],
+                    dice.of(&[place.gateway(), place.machine(2).ipv4, address]),
+                ),
             };
             (frame::arp(to, outer, &arp), true)
         }
@@ -156,15 +201,15 @@ fn lie(dice: &mut Dice) -> (Vec<u8>, bool) {
                 &dice.mac(),
             ]
             .concat();
-            let source = dice.of(&[own6, machine(1).link_local]);
+            let source = dice.of(&[own6, place.machine(1).link_local]);
             (
                 v6(
-                    MACHINE_MAC,
+                    own.mac,
                     source,
                     dice.of(&[GATEWAY6, all_nodes]),
                     &frame::icmp(136, &rest),
                 ),
-                true,
+                six,
             )
         }
         7 => {
@@ -173,53 +218,131 @@ fn lie(dice: &mut Dice) -> (Vec<u8>, bool) {
             let rest = [64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 0, 0, 0, 0, 9];
             (
                 v6(
-                    MACHINE_MAC,
-                    machine(1).link_local,
+                    own.mac,
+                    place.machine(1).link_local,
                     all_nodes,
                     &frame::icmp(kind, &rest),
                 ),
-                true,
+                six,
             )
         }
         8 => {
             let server = frame::udp(67, 68, b"lie: an offer");
-            (v4(MACHINE_MAC, own4, &server, frame::UDP), true)
+            (v4(own.mac, own4, &server, frame::UDP), true)
         }
         9 => {
             let server = frame::udp(547, 546, b"lie: an offer");
-            (v6(MACHINE_MAC, own6, to6, &server), true)
+            (v6(own.mac, own6, to6, &server), six)
         }
         10 => {
             // A VLAN other than none has no device here.
-            let inner = v4(MACHINE_MAC, others4, &udp, frame::UDP);
+            let inner = v4(own.mac, others4, &udp, frame::UDP);
             let vlan = (dice.roll() as u16 % 4094 + 1).to_be_bytes();
             let tagged = [&vlan[..], &inner[12..]].concat();
-            (frame::ethernet(to, MACHINE_MAC, 0x8100, &tagged), false)
+            (
+                frame::ethernet(to, own.mac, 0x8100, &tagged),
+                place != Place::Taps && to != NEAREST,
+            )
         }
         _ => {
             // Spanning tree, LLDP, PPPoE, EAPOL, and what nobody knows.
             let kind = dice.of(&[0x0027, 0x88cc, 0x8863, 0x888e, 0x1234]);
-            let to = dice.of(&[[1, 0x80, 0xc2, 0, 0, 0], [255; 6], GATEWAY_MAC]);
+            let to = dice.of(&[[1, 0x80, 0xc2, 0, 0, 0], [255; 6], GATEWAY_MAC, NEAREST]);
             (
                 frame::ethernet(to, dice.mac(), kind, b"lie: not IP at all, and long enough"),
+                place != Place::Taps && to != NEAREST,
+            )
+        }
+    }
+}
+
+/// A frame that only the port of a bridge can stop, and whether it is to be counted.
+fn lie_at_port(dice: &mut Dice, place: Place, kind: u64) -> (Vec<u8>, bool) {
+    let (own, other) = (place.machine(1), place.machine(2));
+    let all_nodes = [0x33, 0x33, 0, 0, 0, 1];
+    let udp = frame::udp(4000, 5000, b"lie");
+    let ip = |mac, to: IpAddr| {
+        let source = match to {
+            IpAddr::V4(_) => own.ipv4.into(),
+            IpAddr::V6(_) => own.ipv6.into(),
+        };
+        frame::ip(mac, own.mac, source, to, &udp, frame::UDP)
+    };
+    let to = dice.of(&[
+        PUBLIC.into(),
+        IpAddr::V6(PUBLIC6),
+        other.ipv4.into(),
+        other.ipv6.into(),
+        Ipv4Addr::BROADCAST.into(),
+    ]);
+    match kind {
+        // Past the host, which is the router.
+        12 => {
+            let nobody = dice.mac();
+            (
+                ip(dice.of(&[other.mac, [255; 6], all_nodes, nobody]), to),
                 false,
             )
+        }
+        // Around the rules at the ports.
+        13 => (ip(NEAREST, to), to.is_ipv4()),
+        14 => {
+            // Cut off before its sender's address.
+            let mut cut = ip(GATEWAY_MAC, to);
+            cut.truncate(14 + (dice.roll() % 12) as usize);
+            // The kernel wants an Ethernet header, and no less.
+            (cut, true)
+        }
+        15 => {
+            // An honest sender, and a question or an answer that is nobody's here.
+            let target = dice.of(&[other.ipv4, own.ipv4, HOST, PUBLIC]);
+            let arp = Arp {
+                operation: dice.of(&[1, 2]),
+                sender: (own.mac, own.ipv4),
+                target: (other.mac, target),
+            };
+            let mac = dice.of(&[[255; 6], other.mac, GATEWAY_MAC]);
+            (frame::arp(mac, own.mac, &arp), false)
+        }
+        16 => {
+            // A fragment in front hides what an advertisement says.
+            let advertised = [
+                &[0x60, 0, 0, 0][..],
+                &other.ipv6.octets(),
+                &[2, 1],
+                &own.mac,
+            ]
+            .concat();
+            let message = frame::icmp(136, &advertised);
+            let fragment = [&[frame::ICMPV6, 0, 0, 0, 0, 0, 0, 7][..], &message].concat();
+            let source = dice.of(&[own.ipv6, own.link_local]);
+            let (source, to) = (source.into(), GATEWAY6.into());
+            (
+                frame::ip(GATEWAY_MAC, own.mac, source, to, &fragment, 44),
+                true,
+            )
+        }
+        // The address that every machine has beside its own is for neighbour discovery only.
+        _ => {
+            let (source, to) = (own.link_local.into(), GATEWAY6.into());
+            let udp = frame::ip(GATEWAY_MAC, own.mac, source, to, &udp, frame::UDP);
+            (udp, false)
         }
     }
 }
 
 #[test]
 fn a_machine_resolves_its_gateway() {
-    in_own_network(|| {
-        let Some(mut bed) = Bed::new(config(true)) else {
+    in_each_place(|place| {
+        let Some(mut bed) = Bed::at(place, true) else {
             return;
         };
-        let own = machine(1);
+        let own = place.machine(1);
         let mut tap = bed.machine(&own);
         let question = Arp {
             operation: 1,
             sender: (own.mac, own.ipv4),
-            target: ([0; 6], GATEWAY),
+            target: ([0; 6], place.gateway()),
         };
         tap.send(&frame::arp([255; 6], own.mac, &question));
         let answer = tap.until(PATIENCE, |frame| frame[12..14] == [8, 6] && frame[21] == 2);
@@ -247,11 +370,11 @@ fn a_machine_resolves_its_gateway() {
 
 #[test]
 fn a_tap_that_no_machine_has_is_denied_everything() {
-    in_own_network(|| {
-        let Some(mut bed) = Bed::new(config(true)) else {
+    in_each_place(|place| {
+        let Some(mut bed) = Bed::at(place, true) else {
             return;
         };
-        let (known, unknown) = (machine(1), machine(2));
+        let (known, unknown) = (place.machine(1), place.machine(2));
         let mut honest = bed.machine(&known);
         let mut tap = bed.tap(&unknown);
         let mut same = unknown.clone();

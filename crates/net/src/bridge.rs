@@ -1,0 +1,453 @@
+//! A bridge that machines' taps are ports of: made and kept by us, or somebody else's that has our gateway's address.
+//!
+//! Machines have the host as their router here, too, and the ports pass nothing to each other; so all that differs from
+//! taps alone is that others may add ports of their own, and that machines need MACs of their own. Routes to machines
+//! are those that the bridge's own addresses bring. Of somebody else's bridge nothing is changed but that our taps
+//! become ports of it, which keeps its MAC and MTU as they are, and that neighbours are added.
+//!
+//! Facts: the kernel's `net/bridge/br_if.c`, `br_stp_if.c` (the bridge's MAC), `br_fdb.c` (what frames move).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU16;
+
+use hutch_contract::error::Kind;
+use hutch_netlink::route::{self, Change};
+use hutch_netlink::{Protocol, Socket, bridge};
+use rustix::io::Errno;
+
+use crate::address::{GATEWAY_MAC, GATEWAY6, link_local};
+use crate::elements::Machine;
+use crate::link::{self, ensure, kernel, read, settings};
+use crate::rules::Link;
+
+/// The driver's word.
+const KIND: &str = "bridge";
+/// How the alias of every bridge of ours begins.
+const ALIAS: &str = "hutch ";
+/// The kernel takes less than 256 bytes (`IFALIASZ`).
+const ALIAS_MAX: usize = 200;
+
+/// Why a bridge is not to be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Something else has the name. Nothing was done to it.
+    #[error("the interface {name} cannot have machines: {because}")]
+    Foreign {
+        /// Its name.
+        name: String,
+        /// What it is, and its addresses.
+        because: String,
+        /// What it would need.
+        gateway: String,
+    },
+    /// The kernel refused, or a setting cannot be written.
+    #[error(transparent)]
+    Link(#[from] link::Error),
+}
+
+impl Error {
+    /// What sort of failure it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Error::Foreign { .. } => Kind::Conflict,
+            Error::Link(error) => error.kind(),
+        }
+    }
+
+    /// What may help.
+    pub fn hint(&self) -> Option<String> {
+        let Error::Foreign { name, gateway, .. } = self else {
+            return None;
+        };
+        Some(format!(
+            "name a bridge that does not exist, and it is made; or choose the network whose first address {name} has; \
+             or give {name}, as a bridge, {gateway} and no other IPv4 address (other systems that make a br0 use \
+             172.16.0.1/16, 10.20.1.1/24 or 192.168.100.1/24)"
+        ))
+    }
+}
+
+/// What every call here returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Which bridge, and what it is to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Its name.
+    pub name: String,
+    /// Whose it is, for whoever finds it; tells ours from those of other instances.
+    pub instance: String,
+    /// The gateway's address and the machines' network: the first address of, say, 172.16.0.0/16.
+    pub ipv4: (Ipv4Addr, u8),
+    /// The host's address in the machines' unique local network; none where the host has no IPv6.
+    pub ipv6: Option<(Ipv6Addr, u8)>,
+    /// Bytes of the largest packet, for one that we make.
+    pub mtu: u32,
+}
+
+/// A bridge that is there and fits. Blocking; a call takes about a millisecond.
+///
+/// It belongs to the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Bridge {
+    config: Config,
+    socket: Socket,
+    index: u32,
+    mac: [u8; 6],
+    mtu: u32,
+    ours: bool,
+    ipv6: bool,
+}
+
+/// Something of ours around bridges.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Found {
+    /// A bridge that we made.
+    Bridge(String),
+    /// A machine's address whose MAC a bridge has been told.
+    Neighbour(String, IpAddr),
+}
+
+impl Bridge {
+    /// Makes the bridge, or takes the one that is there: ours is repaired, somebody else's must fit as it is.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`], or the kernel refuses.
+    pub fn open(config: Config) -> Result<Self> {
+        let name = config.name.clone();
+        let mut socket = Socket::open(Protocol::Route).map_err(kernel("ask about", &name))?;
+        let mut found = find(&mut socket, &name)?;
+        if found.is_none() {
+            let made = socket.apply(&[bridge::create(&name, GATEWAY_MAC)]);
+            made.map_err(kernel("make the bridge", &name))?;
+            found = find(&mut socket, &name)?;
+        }
+        let Some(link) = found else {
+            let gone = hutch_netlink::Error::Refused {
+                what: "find a link",
+                errno: Errno::NODEV,
+                said: String::new(),
+            };
+            return Err(kernel("keep the bridge", &name)(gone).into());
+        };
+        let mut opened = Self {
+            socket,
+            index: link.index,
+            mac: GATEWAY_MAC,
+            mtu: config.mtu,
+            ours: link.kind == KIND && link.alias == alias(&config.instance),
+            ipv6: config.ipv6.is_some(),
+            config,
+        };
+        opened.ours |= opened.is_half_made(&link)?;
+        match opened.ours {
+            true => opened.repair()?,
+            false => opened.use_as_it_is(&link)?,
+        }
+        Ok(opened)
+    }
+
+    /// For the firewall's rules. It may change when somebody changes a bridge that is not ours.
+    pub fn link(&self) -> Link {
+        Link::Bridge {
+            name: self.config.name.clone(),
+            mac: self.mac,
+        }
+    }
+
+    /// Bytes of the largest packet of a machine's card.
+    pub fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    /// Whether machines have IPv6: somebody else's bridge may lack the addresses.
+    pub fn ipv6(&self) -> bool {
+        self.ipv6
+    }
+
+    /// Whether we made it.
+    pub fn is_ours(&self) -> bool {
+        self.ours
+    }
+
+    /// Makes a machine's tap, which must be there, a port that is confined to the host, and brings it up. The firewall
+    /// must know the machine before. Repairs one that is a port already. `alias` is for whoever finds the tap.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn attach(&mut self, machine: &Machine, alias: &str) -> Result<()> {
+        let name = machine.label.as_str();
+        let port = route::index(&mut self.socket, name).map_err(kernel("find", name))?;
+        // A bridge takes the lowest MAC and MTU of its ports where nobody has set others.
+        let before = Change {
+            mtu: Some(self.mtu),
+            address: Some(self.mac),
+            alias: Some(alias),
+            ..Change::default()
+        };
+        // The port itself speaks to nobody.
+        let setting = format!("ipv6/conf/{name}/disable_ipv6");
+        if read(&setting).is_some() {
+            ensure(&setting, "1")?;
+        }
+        let up = Change {
+            up: Some(true),
+            ..Change::default()
+        };
+        let mut messages = vec![
+            route::change(port, &before),
+            bridge::join(port, self.index),
+            bridge::confine(port),
+            bridge::add_place(port, machine.mac),
+        ];
+        let addresses = self.addresses(machine).into_iter();
+        let neighbour = |address| route::add_neighbour(self.index, address, machine.mac);
+        messages.extend(addresses.map(neighbour));
+        // A port that is not confined must not come up.
+        let confined = self.socket.apply(&messages);
+        confined.map_err(kernel("confine the tap", name))?;
+        let done = self.socket.apply(&[route::change(port, &up)]);
+        Ok(done.map_err(kernel("bring up the tap", name))?)
+    }
+
+    /// Forgets what the bridge was told about a machine, whose tap has been removed.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn detach(&mut self, machine: &Machine) -> Result<()> {
+        for address in self.addresses(machine) {
+            self.forget(address)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what the bridge was told about machines of this instance that are none of these.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn sweep(&mut self, number: NonZeroU16, machines: &[Machine]) -> Result<()> {
+        let known = neighbours(&mut self.socket, self.index, &self.config.name, number)?;
+        for (address, mac) in known {
+            let is_of = |machine: &Machine| machine.mac[..] == mac[..];
+            if !machines.iter().any(is_of) {
+                self.forget(address)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the bridge if we made it and it has no port any more; returns whether it did.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn remove(mut self) -> Result<bool> {
+        let name = &self.config.name;
+        let ports = bridge::ports(&mut self.socket, self.index);
+        let ports = ports.map_err(kernel("list the ports of", name))?;
+        if !self.ours || !ports.is_empty() {
+            return Ok(false);
+        }
+        match self.socket.apply(&[route::delete(self.index)]) {
+            Err(error) if error.errno() == Some(Errno::NODEV) => Ok(true),
+            done => Ok(done.map(|()| true).map_err(kernel("remove", name))?),
+        }
+    }
+
+    /// Whether we were stopped when we had made it, and it had no alias yet.
+    fn is_half_made(&mut self, link: &route::Link) -> Result<bool> {
+        let bare = link.kind == KIND && link.alias.is_empty() && !link.up;
+        Ok(bare && link.address == GATEWAY_MAC && addresses(&mut self.socket, link)?.is_empty())
+    }
+
+    fn repair(&mut self) -> Result<()> {
+        let name = &self.config.name;
+        let alias = alias(&self.config.instance);
+        let change = Change {
+            mtu: Some(self.config.mtu),
+            address: Some(GATEWAY_MAC),
+            alias: Some(&alias),
+            no_own_ipv6: self.ipv6,
+            ..Change::default()
+        };
+        let (address, prefix) = self.config.ipv4;
+        let mut messages = vec![
+            route::change(self.index, &change),
+            bridge::no_spanning_tree(self.index),
+            route::add_address(self.index, address.into(), prefix),
+        ];
+        if let Some((address, prefix)) = self.config.ipv6 {
+            messages.extend([
+                route::add_address(self.index, address.into(), prefix),
+                route::add_address(self.index, GATEWAY6.into(), 64),
+            ]);
+        }
+        let up = Change {
+            up: Some(true),
+            ..Change::default()
+        };
+        settings(name, self.ipv6)?;
+        messages.push(route::change(self.index, &up));
+        let done = self.socket.apply(&messages);
+        Ok(done.map_err(kernel("set up the bridge", name))?)
+    }
+
+    fn use_as_it_is(&mut self, link: &route::Link) -> Result<()> {
+        let (gateway, prefix) = self.config.ipv4;
+        let has = addresses(&mut self.socket, link)?;
+        let ipv4: Vec<_> = has
+            .iter()
+            .filter(|(address, _)| address.is_ipv4())
+            .collect();
+        let listed = || {
+            let all: Vec<String> = has
+                .iter()
+                .map(|(ip, prefix)| format!("{ip}/{prefix}"))
+                .collect();
+            match all.is_empty() {
+                true => "no address".to_owned(),
+                false => all.join(", "),
+            }
+        };
+        let because = match &link.kind[..] {
+            KIND if link.alias.starts_with(ALIAS) => {
+                let alias = &link.alias;
+                format!(
+                    "it is a bridge of another instance, {alias:?}, with {}",
+                    listed()
+                )
+            }
+            KIND if ipv4 != [&(gateway.into(), prefix)] => {
+                format!("it is a bridge that somebody else made, with {}", listed())
+            }
+            KIND if !link.up => "it is a bridge that somebody else made, and it is down".to_owned(),
+            KIND => {
+                self.mac = <[u8; 6]>::try_from(&link.address[..]).unwrap_or(self.mac);
+                self.mtu = link.mtu;
+                self.ipv6 &= self.has_ipv6(link, &has)?;
+                return Ok(());
+            }
+            "" => format!("it is a network card, with {}", listed()),
+            kind => format!("it is of the kind {kind:?}, with {}", listed()),
+        };
+        Err(Error::Foreign {
+            name: link.name.clone(),
+            because,
+            gateway: format!("{gateway}/{prefix}"),
+        })
+    }
+
+    /// Whether it has what IPv6 needs, which we do not add.
+    fn has_ipv6(&mut self, link: &route::Link, has: &[(IpAddr, u8)]) -> Result<bool> {
+        let wanted = self
+            .config
+            .ipv6
+            .map(|(address, prefix)| (address.into(), prefix));
+        let has_own = wanted.is_some_and(|wanted| has.contains(&wanted));
+        let gateway = route::has_link_local(&mut self.socket, link.index, GATEWAY6);
+        Ok(has_own && gateway.map_err(kernel("list the addresses of", &link.name))?)
+    }
+
+    fn addresses(&self, machine: &Machine) -> Vec<IpAddr> {
+        let mut all = vec![IpAddr::V4(machine.ipv4)];
+        if self.ipv6 {
+            all.extend([IpAddr::V6(machine.ipv6), machine.link_local.into()]);
+        }
+        all
+    }
+
+    fn forget(&mut self, address: IpAddr) -> Result<()> {
+        let message = route::delete_neighbour(self.index, address);
+        match self.socket.apply(&[message]) {
+            Err(error) if error.errno() != Some(Errno::NOENT) => {
+                Err(kernel("forget a neighbour of", &self.config.name)(error).into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What an instance has on bridges of this host: those that it made, and machines that any bridge was told of.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn inventory(instance: &str, number: NonZeroU16) -> Result<Vec<Found>> {
+    let what = "list";
+    let mut socket = Socket::open(Protocol::Route).map_err(kernel(what, "bridges"))?;
+    let links = route::links(&mut socket, "").map_err(kernel(what, "bridges"))?;
+    let mut all = Vec::new();
+    for link in links.into_iter().filter(|link| link.kind == KIND) {
+        if link.alias == alias(instance) {
+            all.push(Found::Bridge(link.name.clone()));
+        }
+        let known = neighbours(&mut socket, link.index, &link.name, number)?.into_iter();
+        all.extend(known.map(|(address, _)| Found::Neighbour(link.name.clone(), address)));
+    }
+    Ok(all)
+}
+
+/// The MAC of a slot's machine, which no other one on the bridge has: the instance's number and the slot.
+pub fn mac(number: NonZeroU16, slot: u16) -> [u8; 6] {
+    let ([a, b], [c, d]) = (number.get().to_be_bytes(), slot.to_be_bytes());
+    [2, 0x68, a, b, c, d]
+}
+
+/// A machine as it is on a bridge: with a MAC, and the link-local address that follows from it, of its own.
+pub fn on_bridge(machine: Machine, number: NonZeroU16) -> Machine {
+    let mac = mac(number, machine.slot);
+    Machine {
+        mac,
+        link_local: link_local(mac),
+        ..machine
+    }
+}
+
+fn alias(instance: &str) -> String {
+    let mut alias = format!("{ALIAS}{instance}");
+    while alias.len() > ALIAS_MAX {
+        alias.pop();
+    }
+    alias
+}
+
+fn find(socket: &mut Socket, name: &str) -> Result<Option<route::Link>> {
+    Ok(route::link(socket, name).map_err(kernel("look at", name))?)
+}
+
+fn addresses(socket: &mut Socket, link: &route::Link) -> Result<Vec<(IpAddr, u8)>> {
+    let all = route::addresses(socket, link.index);
+    Ok(all.map_err(kernel("list the addresses of", &link.name))?)
+}
+
+/// Addresses on a bridge that have MACs of an instance's machines.
+fn neighbours(
+    socket: &mut Socket,
+    bridge: u32,
+    name: &str,
+    number: NonZeroU16,
+) -> Result<Vec<(IpAddr, Vec<u8>)>> {
+    let all = route::neighbours(socket, bridge);
+    let mut all = all.map_err(kernel("list the neighbours of", name))?;
+    let start = &mac(number, 0)[..4];
+    all.retain(|(_, mac)| mac.starts_with(start) && mac[..] != GATEWAY_MAC);
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_has_a_mac_of_its_own() {
+        let number = NonZeroU16::new(0xab12).unwrap();
+        assert_eq!(mac(number, 7), [2, 0x68, 0xab, 0x12, 0, 7]);
+        assert_ne!(mac(number, 7), mac(number, 0x700));
+        assert_ne!(mac(number, 7), mac(NonZeroU16::MIN, 7));
+    }
+
+    #[test]
+    fn a_long_name_of_an_instance_is_cut_between_characters() {
+        assert!(alias(&"ä".repeat(300)).len() <= ALIAS_MAX);
+        assert_eq!(alias("one"), "hutch one");
+    }
+}
