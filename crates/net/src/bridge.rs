@@ -322,7 +322,9 @@ impl Bridge {
             }
             KIND if !link.up => "it is a bridge that somebody else made, and it is down".to_owned(),
             KIND => {
-                self.mac = <[u8; 6]>::try_from(&link.address[..]).unwrap_or(self.mac);
+                let mac = <[u8; 6]>::try_from(&link.address[..]).unwrap_or_default();
+                // One whose last port has gone has none, until it takes that of our first tap.
+                self.mac = if mac == [0; 6] { GATEWAY_MAC } else { mac };
                 self.mtu = link.mtu;
                 self.ipv6 &= self.has_ipv6(link, &has)?;
                 return Ok(());

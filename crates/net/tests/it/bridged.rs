@@ -16,7 +16,7 @@ use hutch_netlink::{Protocol, Socket};
 
 use crate::bed::{
     BRIDGE, Bed, GATEWAY_MAC, GATEWAY6, NUMBER, PATIENCE, PUBLIC, PUBLIC6, Place, Wire,
-    bridge_config, carries, datagram, in_each_place, in_own_network,
+    bridge_config, carries, datagram, foreign_port, in_each_place, in_own_network,
 };
 use crate::frame::{self, Arp};
 use crate::sys;
@@ -255,39 +255,50 @@ fn what_does_not_fit_is_refused_and_left_as_it_is() {
 
 #[test]
 fn a_foreign_bridge_that_fits_gets_ports_and_nothing_else() {
-    in_own_network(|| {
-        let mut socket = Socket::open(Protocol::Route).unwrap();
-        let index = foreign_bridge(&mut socket, &[("172.16.0.1", 16), ("fd68::1", 64)]);
-        let looks = |socket: &mut Socket| {
-            let link = route::link(socket, BRIDGE).unwrap().unwrap();
-            let addresses = route::addresses(socket, index).unwrap();
-            (link.address, link.mtu, link.alias, addresses)
-        };
-        let before = (shown(BRIDGE), looks(&mut socket));
-        let mut opened = Bridge::open(bridge_config(BRIDGE)).unwrap();
-        assert_eq!((shown(BRIDGE), looks(&mut socket)), before);
-        assert!(!opened.is_ours());
-        // It lacks fe80::1, which is not ours to add.
-        assert!(!opened.ipv6());
-        let Link::Bridge { mac, .. } = opened.link() else {
-            panic!("no bridge");
-        };
-        assert_eq!(mac[..], before.1.0[..]);
-        let own = PLACE.machine(1);
-        let Ok(tap) = sys::tap(&own.label) else {
-            return eprintln!("skipped: no tap to be had");
-        };
-        opened.attach(&own, "mch-test").unwrap();
-        assert_eq!(looks(&mut socket), before.1);
-        let found = [Found::Neighbour(BRIDGE.into(), own.ipv4.into())];
-        assert_eq!(bridge::inventory("test", NUMBER).unwrap(), found);
-        drop(tap);
-        opened.detach(&own).unwrap();
-        assert_eq!(bridge::inventory("test", NUMBER).unwrap(), []);
-        assert_eq!(looks(&mut socket), before.1);
-        assert!(!opened.remove().unwrap());
-        assert!(route::link(&mut socket, BRIDGE).unwrap().is_some());
-    });
+    for with_port in [true, false] {
+        in_own_network(|| {
+            let mut socket = Socket::open(Protocol::Route).unwrap();
+            let index = foreign_bridge(&mut socket, &[("172.16.0.1", 16), ("fd68::1", 64)]);
+            let _port = with_port.then(|| foreign_port(&mut socket, index, "ext"));
+            let looks = |socket: &mut Socket| {
+                let link = route::link(socket, BRIDGE).unwrap().unwrap();
+                let addresses = route::addresses(socket, index).unwrap();
+                (link.address, link.mtu, link.alias, addresses)
+            };
+            let before = (shown(BRIDGE), looks(&mut socket));
+            let mut opened = Bridge::open(bridge_config(BRIDGE)).unwrap();
+            assert_eq!((shown(BRIDGE), looks(&mut socket)), before);
+            assert!(!opened.is_ours());
+            // It lacks fe80::1, which is not ours to add.
+            assert!(!opened.ipv6());
+            let mac = |bridge: &Bridge| match bridge.link() {
+                Link::Bridge { mac, .. } => mac.to_vec(),
+                Link::Taps => panic!("no bridge"),
+            };
+            assert_eq!(mac(&opened), before.1.0);
+            let own = PLACE.machine(1);
+            let Ok(tap) = sys::tap(&own.label) else {
+                return eprintln!("skipped: no tap to be had");
+            };
+            opened.attach(&own, "mch-test").unwrap();
+            assert_eq!(looks(&mut socket), before.1);
+            let found = [Found::Neighbour(BRIDGE.into(), own.ipv4.into())];
+            assert_eq!(bridge::inventory("test", NUMBER).unwrap(), found);
+            drop(tap);
+            opened.detach(&own).unwrap();
+            assert_eq!(bridge::inventory("test", NUMBER).unwrap(), []);
+            if with_port {
+                assert_eq!(looks(&mut socket), before.1);
+            }
+            // The kernel takes the MAC of a bridge without ports away.
+            let _tap = sys::tap(&own.label).unwrap();
+            let mut opened = Bridge::open(bridge_config(BRIDGE)).unwrap();
+            opened.attach(&own, "mch-test").unwrap();
+            assert_eq!(looks(&mut socket).0, mac(&opened));
+            assert!(!opened.remove().unwrap());
+            assert!(route::link(&mut socket, BRIDGE).unwrap().is_some());
+        });
+    }
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn lies_reach_nobody_and_are_counted() {
         if place != Place::Taps {
             foreign = Some(bed.foreign_port());
             names.extend([BRIDGE, "ext"]);
-            host.extend([BRIDGE, "ext-far"]);
+            host.extend([BRIDGE, "ext", "ext-far"]);
         }
         let mut host = bed.macs(&host);
         host.push(GATEWAY_MAC.into());
@@ -86,6 +86,9 @@ fn lies_reach_nobody_and_are_counted() {
             assert_eq!(at_other, [] as [Vec<u8>; 0]);
         }
         seen.extend(at_other);
+        // Nor does the host answer.
+        let answers: Vec<_> = from.drain();
+        assert!(!answers.iter().any(|frame| is_of_liar(frame)));
         let bad = |frame: &&Vec<u8>| is_of_liar(frame) || !host.contains(&frame[6..12].to_vec());
         assert_eq!(seen.iter().find(bad), None);
         assert_eq!(known(), before);
@@ -314,13 +317,14 @@ fn lie_at_port(dice: &mut Dice, place: Place, kind: u64) -> (Vec<u8>, bool) {
             ]
             .concat();
             let message = frame::icmp(136, &advertised);
-            let fragment = [&[frame::ICMPV6, 0, 0, 0, 0, 0, 0, 7][..], &message].concat();
-            let source = dice.of(&[own.ipv6, own.link_local]);
-            let (source, to) = (source.into(), GATEWAY6.into());
-            (
-                frame::ip(GATEWAY_MAC, own.mac, source, to, &fragment, 44),
-                true,
-            )
+            let source = dice.of(&[own.ipv6, own.link_local]).into();
+            let to = GATEWAY6.into();
+            let mut hidden = frame::ip(GATEWAY_MAC, own.mac, source, to, &message, frame::ICMPV6);
+            let fragment = 44;
+            hidden[14 + 5] += 8;
+            hidden[14 + 6] = fragment;
+            hidden.splice(54..54, [frame::ICMPV6, 0, 0, 0, 0, 0, 0, 7]);
+            (hidden, true)
         }
         // The address that every machine has beside its own is for neighbour discovery only.
         _ => {
