@@ -373,63 +373,6 @@ fn our_bridge_is_made_kept_repaired_and_removed_when_it_is_empty() {
     });
 }
 
-#[test]
-fn a_machine_does_not_take_part_in_a_spanning_tree() {
-    in_own_network(|| {
-        let mut socket = Socket::open(Protocol::Route).unwrap();
-        foreign_bridge(&mut socket, &[("172.16.0.1", 16)]);
-        let set = Command::new("ip")
-            .args([
-                "link",
-                "set",
-                BRIDGE,
-                "type",
-                "bridge",
-                "stp_state",
-                "1",
-                "forward_delay",
-                "200",
-            ])
-            .status();
-        if !set.is_ok_and(|status| status.success()) {
-            return eprintln!("skipped: ip is not to be had, or sets no spanning tree");
-        }
-        let root = || {
-            let shown = shown(BRIDGE).unwrap();
-            let mut words = shown
-                .split(' ')
-                .skip_while(|word| *word != "designated_root");
-            words.nth(1).unwrap().to_owned()
-        };
-        let mut opened = Bridge::open(bridge_config(BRIDGE)).unwrap();
-        let own = PLACE.machine(1);
-        let Ok(tap) = sys::tap(&own.label) else {
-            return eprintln!("skipped: no tap to be had");
-        };
-        let mut tap = Wire::new(tap);
-        opened.attach(&own, "mch-test").unwrap();
-        crate::bed::until_running(&mut socket, &own.label);
-        let root_before = root();
-        // The root of the tree has the lowest number, and who says so first is believed.
-        let mut says = vec![0x42, 0x42, 3, 0, 0, 0, 0, 0];
-        says.extend([0, 0, 2, 0, 0, 0, 0, 1]);
-        says.extend([0; 4]);
-        says.extend([0, 0, 2, 0, 0, 0, 0, 1, 0x80, 1, 0, 0, 20, 0, 2, 0, 2, 0]);
-        let length = u16::try_from(says.len()).unwrap();
-        for _ in 0..3 {
-            tap.send(&frame::ethernet(
-                [1, 0x80, 0xc2, 0, 0, 0],
-                own.mac,
-                length,
-                &says,
-            ));
-        }
-        // Frames are dealt with in order, at the latest with the next one on this thread.
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        assert_eq!(root(), root_before);
-    });
-}
-
 fn instance(tag: &str, number: u16, rules: Link, gateway: Ipv4Addr) -> Config {
     let mut config = PLACE.config(false);
     config.rules.tag = tag.into();
