@@ -344,7 +344,7 @@ impl Firewall {
     /// The kernel refuses.
     pub fn destroy(&mut self) -> Result<()> {
         let mut batch = Batch::default();
-        for family in [Family::Inet, Family::Arp] {
+        for family in keep::FAMILIES {
             let table = self.table(family);
             if self
                 .nft

@@ -14,7 +14,7 @@ const ATTEMPTS: usize = 20;
 /// Bytes of the instance's name that fit into a comment beside the version.
 const INSTANCE_MAX: usize = 64;
 
-const FAMILIES: [Family; 3] = [Family::Inet, Family::Arp, Family::Bridge];
+pub(super) const FAMILIES: [Family; 3] = [Family::Inet, Family::Arp, Family::Bridge];
 
 /// What must hold of a table for its elements to be worth keeping.
 #[derive(Debug, PartialEq, Eq)]

@@ -496,7 +496,10 @@ fn the_next_server_takes_over_a_bridge_or_leaves_it() {
             firewall.remove(&PLACE.machine(slot).label).unwrap();
         }
         assert_eq!(macs(&mut nft), 0);
+        firewall.destroy().unwrap();
+        assert_eq!(nft.tables(Family::Bridge).unwrap(), [""; 0]);
         drop(firewall);
+        drop(Firewall::open(PLACE.config(false), Vec::new()).unwrap());
         // Without a bridge, the table at the ports goes.
         let mut firewall = Firewall::open(Place::Taps.config(false), Vec::new()).unwrap();
         assert_eq!(nft.table(&table).unwrap(), None);

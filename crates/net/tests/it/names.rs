@@ -177,6 +177,7 @@ fn a_machine_reaches_what_its_allowed_names_lead_to_and_nothing_else() {
             firewall,
             mut world,
             route: _route,
+            ..
         } = bed;
         *machines.0.lock().unwrap() = Some(firewall);
         let mut reaches = |tap: &mut Wire, to: Ipv4Addr| {
