@@ -380,3 +380,87 @@ async fn without_root_a_machine_reaches_the_internet_and_nothing_else_with_qemu(
     assert_eq!(hidden[3].1.count(), 0, "the host's loopback");
     lab.finish().await;
 }
+
+#[tokio::test]
+async fn on_a_bridge_a_machine_reaches_the_same_with_qemu() {
+    let Some(world) = World::new() else { return };
+    world.serve(PUBLIC, PORT);
+    let hidden = [
+        (IpAddr::from(PRIVATE), world.serve(PRIVATE, PORT)),
+        (HOST.into(), world.serve_on_host(HOST, PORT)),
+        (
+            IpAddr::from([172, 16, 0, 1]),
+            world.serve_on_host(Ipv4Addr::UNSPECIFIED, 7001),
+        ),
+    ];
+    let lab = lab!(Runtime::Qemu).inside(&world);
+    let mut lab = lab.env("NETWORK_BRIDGE", "br0").start().await;
+    lab.busybox().await;
+    let group = NetworkPolicy {
+        groups: vec!["app".parse().unwrap()],
+        ..NetworkPolicy::default()
+    };
+    let made = lab.create("one").await;
+    assert_eq!(made.network.unwrap().mode, NetworkMode::Bridge);
+    let peer = CreateMachine {
+        network: group.clone(),
+        ..lab.request("two")
+    };
+    let peer = lab.client().create(&peer, None, Some(LIMIT)).await.unwrap();
+    let peer = peer.network.unwrap().ipv4.unwrap();
+    let listen = "(while true; do echo hello | nc -l -p 7000; done) >/dev/null 2>&1 & sleep 1";
+    lab.sh("two", listen).await;
+
+    // Also when another server has taken it over.
+    for _ in 0..2 {
+        assert!(hears(&lab, "one", PUBLIC, PORT).await, "{}", lab.log());
+        for (host, visits) in &hidden {
+            for port in [PORT, 7001] {
+                assert!(!hears(&lab, "one", *host, port).await, "{host}:{port}");
+            }
+            assert_eq!(visits.count(), 0, "{host}");
+        }
+        assert!(!hears(&lab, "one", peer, PORT).await);
+        lab.kill().await;
+        lab.restart().await;
+    }
+    lab.client().set_network("one", &group).await.unwrap();
+    assert!(
+        hears(&lab, "one", peer, PORT).await,
+        "machines of a group do"
+    );
+    lab.finish().await;
+    assert_eq!(ours(&world), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_bridge_of_somebody_else_is_refused_and_left_alone() {
+    let Some(world) = World::new() else { return };
+    let dump = || {
+        world.on_host(|| {
+            let mut socket = Socket::open(Protocol::Route).unwrap();
+            let link = route::link(&mut socket, "br0").unwrap().unwrap();
+            let addresses = route::addresses(&mut socket, link.index).unwrap();
+            (link.address, link.alias, link.mtu, addresses)
+        })
+    };
+    world.on_host(|| {
+        let mut socket = Socket::open(Protocol::Route).unwrap();
+        let make = route::create("br0", route::Kind::Bridge);
+        socket.apply(&[make]).unwrap();
+        let index = route::index(&mut socket, "br0").unwrap();
+        let own = route::add_address(index, [10, 20, 1, 1].into(), 24);
+        socket.apply(&[own]).unwrap();
+    });
+    let before = dump();
+    let lab = lab!(Runtime::Stub).inside(&world);
+    let lab = lab.env("NETWORK_BRIDGE", "br0");
+    let said = lab.refused().await;
+    assert!(
+        said.contains("br0") && said.contains("10.20.1.1/24"),
+        "{said}"
+    );
+    assert!(said.contains("hint"), "{said}");
+    assert_eq!(dump(), before);
+    assert_eq!(ours(&world).len(), 0, "nothing was made beside it");
+}

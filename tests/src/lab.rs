@@ -251,16 +251,7 @@ impl Lab {
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .kill_on_drop(true);
-        let mut server = match &self.world {
-            None => serve.spawn().unwrap(),
-            Some(world) => {
-                let runtime = tokio::runtime::Handle::current();
-                world.on_host(|| {
-                    let _runtime = runtime.enter();
-                    serve.spawn().unwrap()
-                })
-            }
-        };
+        let mut server = self.spawn(serve);
         let start = Instant::now();
         loop {
             if self.client().health().await.is_ok() {
@@ -277,6 +268,35 @@ impl Lab {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.server = Some(server);
+    }
+
+    /// What a server says that does not start.
+    pub async fn refused(&self) -> String {
+        let mut serve = self.command(&["serve"]);
+        serve
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let serve = self.spawn(serve);
+        let ended = tokio::time::timeout(LIMIT, serve.wait_with_output()).await;
+        let ended = ended.expect("the server ends").unwrap();
+        assert!(!ended.status.success(), "the server started");
+        String::from_utf8_lossy(&ended.stderr).into_owned()
+    }
+
+    /// Starts a program on the host of the lab's world.
+    fn spawn(&self, mut program: Command) -> Child {
+        match &self.world {
+            None => program.spawn().unwrap(),
+            Some(world) => {
+                let runtime = tokio::runtime::Handle::current();
+                world.on_host(|| {
+                    let _runtime = runtime.enter();
+                    program.spawn().unwrap()
+                })
+            }
+        }
     }
 
     /// Kills the server at once, as a crash does.

@@ -106,6 +106,8 @@ pub struct NetworkConfig {
     pub mode: Mode,
     /// Where machines' addresses come from; an unused private network when absent.
     pub subnet: Option<Cidr>,
+    /// The bridge that machines are on, made when it is not there; without one, each has a link of its own.
+    pub bridge: Option<String>,
     /// Ranges that count as private beside those that the standards name: `public` machines do not reach them.
     pub private: Vec<Cidr>,
     /// Whom the resolver of machines asks; those of the host when empty.

@@ -273,6 +273,12 @@ pub enum Error {
     /// Machines' links.
     #[error(transparent)]
     Link(#[from] hutch_net::link::Error),
+    /// Machines' bridge.
+    #[error(transparent)]
+    Bridge(#[from] hutch_net::bridge::Error),
+    /// Machines' taps.
+    #[error(transparent)]
+    Tap(#[from] hutch_net::tap::Error),
     /// Machines' firewall.
     #[error(transparent)]
     Firewall(#[from] hutch_net::firewall::Error),
@@ -336,6 +342,8 @@ impl Error {
             Error::Unable { .. } | Error::NoNetwork { .. } => Kind::Unsupported,
             Error::Link(error) => error.kind(),
             Error::Firewall(error) => error.kind(),
+            Error::Bridge(error) => error.kind(),
+            Error::Tap(error) => error.kind(),
             Error::Unauthenticated => Kind::Unauthenticated,
             Error::Denied => Kind::Denied,
             Error::Exhausted { .. } => Kind::Exhausted,
@@ -431,7 +439,11 @@ impl Error {
             Error::NetworkInUse { .. } | Error::NetworkTaken { .. } | Error::NetworkUnfit(_) => {
                 "network_taken"
             }
-            Error::Link(_) | Error::Firewall(_) | Error::Resolver { .. } => "network",
+            Error::Link(_)
+            | Error::Bridge(_)
+            | Error::Tap(_)
+            | Error::Firewall(_)
+            | Error::Resolver { .. } => "network",
             Error::Image(_) => "image",
             Error::Runtime(_) => "runtime",
             Error::Disk(_) if self.kind() == Kind::Exhausted => "exhausted",
@@ -526,6 +538,7 @@ impl Error {
             Error::NoSuchKernel { known, .. } => {
                 return Some(format!("there are {}", known.join(", ")));
             }
+            Error::Bridge(error) => return error.hint(),
             Error::Store(error) => return error.hint(),
             Error::Disk(error) => return error.hint(),
             Error::Image(error) => return error.hint(),

@@ -17,7 +17,7 @@ use hutch_contract::machine::{Machine, Status};
 use hutch_contract::network::{MachineNetwork, NetworkMode, NetworkPolicy};
 use hutch_contract::record::MachineRecord;
 use hutch_guest::session::{Address, Configure};
-use hutch_net::address::{GATEWAY, GATEWAY6};
+use hutch_net::address::GATEWAY6;
 use hutch_net::link::Links;
 use hutch_net::{dns, firewall};
 use hutch_runtime::{Nic, Runtime};
@@ -225,6 +225,12 @@ impl Network {
         let user =
             matches!(self, Network::User(_)) && runtime.is_some_and(Runtime::has_user_network);
         let mode = match runtime.map(Runtime::root) {
+            _ if routed
+                .as_ref()
+                .is_some_and(|(routed, _)| routed.on_bridge()) =>
+            {
+                NetworkMode::Bridge
+            }
             _ if routed.is_some() => NetworkMode::Routed,
             _ if user => NetworkMode::User,
             Some(hutch_runtime::Root::Layer) => NetworkMode::Runtime,
@@ -264,7 +270,7 @@ impl Plug {
 
     fn tap(card: Card) -> Plug {
         let machine = &card.machine;
-        let mut addresses = vec![address(machine.ipv4, GATEWAY)];
+        let mut addresses = vec![address(machine.ipv4, card.gateway)];
         if card.ipv6 {
             addresses.push(address(machine.ipv6, GATEWAY6));
         }
@@ -276,7 +282,7 @@ impl Plug {
             identity: Configure {
                 addresses,
                 mtu: card.mtu,
-                dns_servers: vec![GATEWAY.to_string()],
+                dns_servers: vec![card.gateway.to_string()],
                 dns_search: vec![dns::ZONE.to_owned()],
                 ..Configure::default()
             },

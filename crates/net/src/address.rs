@@ -82,6 +82,19 @@ impl Addresses {
         self.ipv6
     }
 
+    /// The host's addresses on a bridge of machines: the first ones of the networks.
+    pub fn on_the_bridge(&self) -> (Ipv4Addr, Ipv6Addr) {
+        let ipv4 = match self.ipv4.first() {
+            IpAddr::V4(first) => Ipv4Addr::from(u32::from(first) + 1),
+            IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+        };
+        let ipv6 = match self.ipv6.first() {
+            IpAddr::V6(first) => Ipv6Addr::from(u128::from(first) + 1),
+            IpAddr::V4(_) => Ipv6Addr::UNSPECIFIED,
+        };
+        (ipv4, ipv6)
+    }
+
     /// The highest slot that has addresses; the lowest is 1.
     pub fn last_slot(&self) -> u16 {
         // The first address is the network's, the second a bridge's, the last the broadcast address.

@@ -130,6 +130,8 @@ pub struct Network {
     pub mode: String,
     /// Where machines' addresses come from.
     pub subnet: Option<String>,
+    /// The bridge that machines are on.
+    pub bridge: Option<String>,
     /// Ranges that `public` machines do not reach, with commas between.
     pub private: Option<String>,
     /// Name servers, with commas between.
@@ -140,6 +142,12 @@ pub struct Network {
     pub out_bytes_per_s: Option<u64>,
     /// The most bytes in a second to a machine.
     pub in_bytes_per_s: Option<u64>,
+}
+
+/// Whether a network interface can have this name (`IFNAMSIZ` in `linux/if.h`, without its NUL).
+fn is_interface(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    (1..=15).contains(&name.len()) && name.chars().all(good) && !name.starts_with(['.', '-'])
 }
 
 /// Reads ranges with commas between.
@@ -324,6 +332,7 @@ impl Config {
                 _ => Mode::Auto,
             },
             subnet: network.subnet.as_deref().and_then(|text| text.parse().ok()),
+            bridge: network.bridge.clone(),
             private: network
                 .private
                 .as_deref()

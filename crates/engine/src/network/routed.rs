@@ -3,13 +3,14 @@
 //! One lock holds what is in the kernel, so that what is applied is never older than what was applied before; the calls to the
 //! kernel below it take about a millisecond.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hutch_net::address::{Addresses, GATEWAY};
+use hutch_net::bridge::{self, Bridge};
 use hutch_net::cidr::Cidr;
 use hutch_net::dns::{self, Upstreams};
 use hutch_net::domain::{Domain, Judgement};
@@ -17,6 +18,7 @@ use hutch_net::elements::{self, Limits};
 use hutch_net::firewall::{Config, Firewall, Verified};
 use hutch_net::link::{Links, mtu};
 use hutch_net::rules::{Link, Rules};
+use hutch_net::tap::Tap;
 use tracing::{error, info, warn};
 
 use super::names::{Members, Names};
@@ -33,6 +35,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 pub(crate) struct Routed {
     number: NonZeroU16,
     addresses: Addresses,
+    /// The host's address as machines see it.
+    gateway: Ipv4Addr,
+    on_bridge: bool,
+    ipv6: bool,
     limits: Limits,
     names: Arc<Names>,
     resolver: Mutex<Option<dns::Server>>,
@@ -43,6 +49,7 @@ pub(crate) struct Routed {
 
 struct Inner {
     links: Links,
+    bridge: Option<Bridge>,
     firewall: Firewall,
     mtu: u32,
 }
@@ -51,6 +58,7 @@ struct Inner {
 #[derive(Debug, Clone)]
 pub(crate) struct Card {
     pub machine: elements::Machine,
+    pub gateway: Ipv4Addr,
     pub mtu: u32,
     pub ipv6: bool,
 }
@@ -77,7 +85,15 @@ impl Routed {
         members: impl IntoIterator<Item = (u16, Member)>,
     ) -> Result<Arc<Routed>, Error> {
         links.forward()?;
-        let uplinks = links.uplinks()?;
+        let mtu = mtu(&links.uplinks()?);
+        let bridge = match &config.bridge {
+            Some(name) => Some(open_bridge(name, identity, &addresses, mtu, links.ipv6())?),
+            None => None,
+        };
+        let gateway = match &bridge {
+            Some(_) => addresses.on_the_bridge().0,
+            None => GATEWAY,
+        };
         let limits = Limits {
             connections: config.connections,
             out_bytes: config.out_bytes_per_s,
@@ -86,7 +102,7 @@ impl Routed {
         let members: Members = members
             .into_iter()
             .filter_map(|(slot, member)| {
-                let machine = addresses.machine(slot)?;
+                let machine = machine_of(&addresses, slot, identity.number, bridge.is_some())?;
                 Some((machine.label.clone(), (machine, member)))
             })
             .collect();
@@ -94,7 +110,7 @@ impl Routed {
         let names = Arc::new(Names::new(members, &all));
         let resolver = dns::Server::start(
             dns::Config {
-                address: GATEWAY.into(),
+                address: gateway.into(),
                 port: identity.dns_port,
                 upstreams: match config.dns.is_empty() {
                     true => Upstreams::File(RESOLV_CONF.into()),
@@ -110,10 +126,10 @@ impl Routed {
             Config {
                 rules: Rules {
                     tag: identity.tag.clone(),
-                    gateway: GATEWAY,
+                    gateway,
                     dns_port: Some(resolver.port()),
                     host_networks: config.private.clone(),
-                    link: Link::Taps,
+                    link: bridge.as_ref().map_or(Link::Taps, Bridge::link),
                 },
                 instance: identity.instance.clone(),
                 number: identity.number,
@@ -124,13 +140,17 @@ impl Routed {
         let routed = Arc::new(Routed {
             number: identity.number,
             addresses,
+            gateway,
+            on_bridge: bridge.is_some(),
+            ipv6: bridge.as_ref().map_or(links.ipv6(), Bridge::ipv6),
             limits,
             names,
             resolver: Mutex::new(Some(resolver)),
             inner: Mutex::new(Inner {
+                mtu: bridge.as_ref().map_or(mtu, Bridge::mtu),
                 links,
+                bridge,
                 firewall,
-                mtu: mtu(&uplinks),
             }),
             ended: AtomicBool::new(false),
         });
@@ -163,7 +183,12 @@ impl Routed {
 
     /// The addresses of a slot.
     pub fn machine(&self, slot: u16) -> Option<elements::Machine> {
-        self.addresses.machine(slot)
+        machine_of(&self.addresses, slot, self.number, self.on_bridge)
+    }
+
+    /// Whether they are on a bridge.
+    pub fn on_bridge(&self) -> bool {
+        self.on_bridge
     }
 
     /// The highest slot that has addresses.
@@ -173,7 +198,7 @@ impl Routed {
 
     /// Whether machines have IPv6 among themselves and to the host.
     pub fn ipv6(&self) -> bool {
-        self.inner().links.ipv6()
+        self.ipv6
     }
 
     /// Lets a machine's packets through as its policy says, then brings its tap up. What is so already stays. `member`
@@ -184,7 +209,7 @@ impl Routed {
         owner: u32,
         member: impl FnOnce() -> Option<Member>,
     ) -> Result<Option<Card>, Error> {
-        let machine = self.addresses.machine(slot);
+        let machine = self.machine(slot);
         let machine = machine.ok_or_else(|| self.no_room())?;
         let mut inner = self.inner();
         let Some(member) = member() else {
@@ -193,27 +218,35 @@ impl Routed {
         let alias = member.id.to_string();
         self.apply(&mut inner, &machine, Some(member))?;
         let mtu = inner.mtu;
-        inner.links.up(&machine, owner, mtu, &alias)?;
-        Ok(Some(Card {
-            machine,
-            mtu,
-            ipv6: inner.links.ipv6(),
-        }))
+        let Inner { links, bridge, .. } = &mut *inner;
+        match bridge {
+            Some(bridge) => {
+                Tap::new(&machine.label, owner)?.make()?;
+                bridge.attach(&machine, &alias)?;
+            }
+            None => links.up(&machine, owner, mtu, &alias)?,
+        }
+        Ok(Some(self.plugged(machine, mtu)))
     }
 
     /// What a machine that is up is told.
     pub fn card(&self, slot: u16) -> Option<Card> {
-        let inner = self.inner();
-        Some(Card {
-            machine: self.addresses.machine(slot)?,
-            mtu: inner.mtu,
-            ipv6: inner.links.ipv6(),
-        })
+        let mtu = self.inner().mtu;
+        Some(self.plugged(self.machine(slot)?, mtu))
+    }
+
+    fn plugged(&self, machine: elements::Machine, mtu: u32) -> Card {
+        Card {
+            machine,
+            gateway: self.gateway,
+            mtu,
+            ipv6: self.ipv6,
+        }
     }
 
     /// Applies a machine's policy as it is now, when it has a network.
     pub fn renew(&self, slot: u16, member: impl FnOnce() -> Option<Member>) -> Result<(), Error> {
-        let Some(machine) = self.addresses.machine(slot) else {
+        let Some(machine) = self.machine(slot) else {
             return Ok(());
         };
         let mut inner = self.inner();
@@ -227,11 +260,14 @@ impl Routed {
 
     /// Removes a machine's tap, its elements in the firewall and its connections. Its VMM is gone.
     pub fn down(&self, slot: u16, owner: u32) -> Result<(), Error> {
-        let Some(machine) = self.addresses.machine(slot) else {
+        let Some(machine) = self.machine(slot) else {
             return Ok(());
         };
         let mut inner = self.inner();
         inner.links.down(&machine.label, owner)?;
+        if let Some(bridge) = &mut inner.bridge {
+            bridge.detach(&machine)?;
+        }
         self.apply(&mut inner, &machine, None)?;
         inner.firewall.forget_connections(slot)?;
         Ok(())
@@ -255,6 +291,15 @@ impl Routed {
             warn!(name, "removing the tap of no machine");
             inner.links.down(&name, owner(slot))?;
             inner.firewall.forget_connections(slot)?;
+        }
+        if let Some(bridge) = &mut inner.bridge {
+            let all: Vec<_> = self.names.members(|members| {
+                members
+                    .values()
+                    .map(|(machine, _)| machine.clone())
+                    .collect()
+            });
+            bridge.sweep(self.number, &all)?;
         }
         Ok(())
     }
@@ -286,7 +331,9 @@ impl Routed {
                     error!(error = %Error::from(error).chain(), "the firewall of machines is not as it should be");
                 }
             }
-            if let Ok(uplinks) = inner.links.uplinks() {
+            if !self.on_bridge
+                && let Ok(uplinks) = inner.links.uplinks()
+            {
                 inner.mtu = mtu(&uplinks);
             }
         }
@@ -302,7 +349,11 @@ impl Routed {
         }
         let network = self.addresses.ipv4();
         let removed = inner.firewall.destroy().map_err(Error::from);
-        let removed = removed.and_then(|()| Ok(inner.links.give_up(&network, self.number)?));
+        let bridge = inner.bridge.take();
+        let removed = removed.and_then(|()| match bridge {
+            Some(bridge) => Ok(bridge.remove().map(drop)?),
+            None => Ok(inner.links.give_up(&network, self.number)?),
+        });
         match removed {
             Ok(()) => info!("the network of machines is taken down, since there is none"),
             Err(error) => {
@@ -373,4 +424,35 @@ impl Routed {
         // A panic below it leaves what the kernel has; the keeper puts the rest right.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The machine of a slot, as it is on its link.
+fn machine_of(
+    addresses: &Addresses,
+    slot: u16,
+    number: NonZeroU16,
+    on_bridge: bool,
+) -> Option<elements::Machine> {
+    let machine = addresses.machine(slot)?;
+    Some(match on_bridge {
+        true => bridge::on_bridge(machine, number),
+        false => machine,
+    })
+}
+
+fn open_bridge(
+    name: &str,
+    identity: &Identity,
+    addresses: &Addresses,
+    mtu: u32,
+    ipv6: bool,
+) -> Result<Bridge, Error> {
+    let (ipv4_gateway, ipv6_gateway) = addresses.on_the_bridge();
+    Ok(Bridge::open(bridge::Config {
+        name: name.to_owned(),
+        instance: identity.instance.clone(),
+        ipv4: (ipv4_gateway, addresses.ipv4().prefix()),
+        ipv6: ipv6.then_some((ipv6_gateway, addresses.ipv6().prefix())),
+        mtu,
+    })?)
 }

@@ -29,6 +29,9 @@ struct NetworkRow {
     /// Where the resolver was last, so that the rules can stay when a server starts.
     #[serde(default)]
     dns_port: Option<u16>,
+    /// The bridge that machines are on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bridge: Option<String>,
 }
 
 /// Sixteen bits that tell what is of this instance in the kernel from what others' is: of the tag's twenty.
@@ -100,6 +103,17 @@ async fn settle(
     let global_id = row
         .as_ref()
         .map_or_else(keys::random_bytes::<5>, |row| row.value.global_id);
+    let bridge_before = row.as_ref().and_then(|row| row.value.bridge.clone());
+    if row.is_some() && in_use && bridge_before != config.bridge {
+        let words = |bridge: &Option<String>| match bridge {
+            Some(name) => format!("of the bridge {name}"),
+            None => "without a bridge".to_owned(),
+        };
+        return Err(Error::NetworkInUse {
+            network: words(&bridge_before),
+            wanted: words(&config.bridge),
+        });
+    }
     let mut candidates = match (config.subnet, known) {
         (Some(wanted), Some(known)) if wanted != known && in_use => {
             return Err(Error::NetworkInUse {
@@ -115,8 +129,17 @@ async fn settle(
     let all = candidates.clone();
     while !candidates.is_empty() {
         let network;
+        // A bridge that is there has a route to its network.
+        let bridge = config.bridge.clone();
         (links, network) = blocking("look at the host's network", move || {
-            let network = links.unused(&candidates, number)?;
+            let there = match &bridge {
+                Some(name) => links.names(name)?.contains(name),
+                None => false,
+            };
+            let network = match there {
+                true => candidates.first().copied(),
+                false => links.unused(&candidates, number)?,
+            };
             Ok((links, network))
         })
         .await?;
@@ -129,10 +152,15 @@ async fn settle(
             ipv4: network.to_string(),
             global_id,
             dns_port: row.as_ref().and_then(|row| row.value.dns_port),
+            bridge: config.bridge.clone(),
         };
-        if known != Some(network) || row.is_none() {
+        if known != Some(network) || row.is_none() || bridge_before != config.bridge {
             let write = Write::json(key.clone(), &made)?;
             store.commit(Vec::new(), vec![write]).await?;
+        }
+        if config.bridge.is_some() {
+            // Its address is the claim.
+            return Ok((links, addresses, made));
         }
         let claimed;
         (links, claimed) = blocking("claim the network", move || {

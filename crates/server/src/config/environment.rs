@@ -91,6 +91,7 @@ impl Environment {
                 | Shape::Cpus
                 | Shape::Range
                 | Shape::Ranges
+                | Shape::Interface
                 | Shape::Servers => Some(Value::from(text.clone())),
                 Shape::Flag => flag(text).map(Value::from),
                 Shape::Number(_) => text.trim().parse::<u64>().ok().map(Value::from),

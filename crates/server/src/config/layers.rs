@@ -308,6 +308,10 @@ fn check(figment: &Figment, key: &Key) -> Result<(), Error> {
                 .is_some_and(|text| super::ranges(text).is_some()),
             "has what is no range of addresses",
         ),
+        Shape::Interface => (
+            value.as_str().is_some_and(super::is_interface),
+            "is no name of an interface",
+        ),
         Shape::Servers => (
             value
                 .as_str()

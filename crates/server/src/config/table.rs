@@ -18,6 +18,8 @@ pub(super) enum Shape {
     Range,
     /// Several.
     Ranges,
+    /// The name of a network interface.
+    Interface,
     /// Addresses of servers.
     Servers,
 }
@@ -34,6 +36,7 @@ impl Shape {
             }
             Shape::Cpus => "numbers of CPUs such as 0-3,8".to_owned(),
             Shape::Range => "a range of addresses such as 10.20.0.0/16".to_owned(),
+            Shape::Interface => "1 to 15 letters, digits, `-`, `_` or `.`".to_owned(),
             Shape::Servers => "addresses such as 192.0.2.53 or 127.0.0.1:5353".to_owned(),
             Shape::Ranges => "ranges of addresses such as 10.0.0.0/8,fd00::/8".to_owned(),
         }
@@ -70,7 +73,7 @@ const fn key(path: &'static str, shape: Shape, also: &'static [&'static str]) ->
 }
 
 /// All of them.
-pub(super) const KEYS: [Key; 44] = [
+pub(super) const KEYS: [Key; 45] = [
     key("listen", Shape::Text, &[]),
     key("data_dir", Shape::Text, &["DATA_DIR"]),
     key("cache_dir", Shape::Text, &[]),
@@ -119,6 +122,7 @@ pub(super) const KEYS: [Key; 44] = [
         &[],
     ),
     key("network.subnet", Shape::Range, &["NETWORK_SUBNET"]),
+    key("network.bridge", Shape::Interface, &["NETWORK_BRIDGE"]),
     key("network.private", Shape::Ranges, &[]),
     key("network.dns", Shape::Servers, &[]),
     key("network.connections", Shape::Number(1..=1 << 24), &[]),
