@@ -142,7 +142,7 @@ impl Bridge {
         };
         opened.ours |= opened.is_half_made(&link)?;
         match opened.ours {
-            true => opened.repair()?,
+            true => opened.repair(&link)?,
             false => opened.use_as_it_is(&link)?,
         }
         Ok(opened)
@@ -211,6 +211,21 @@ impl Bridge {
         Ok(done.map_err(kernel("bring up the tap", name))?)
     }
 
+    /// Tells the bridge again about machines whose taps are ports of it: it may have forgotten.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn remember(&mut self, machines: &[Machine]) -> Result<()> {
+        let mut messages = Vec::new();
+        for machine in machines {
+            let addresses = self.addresses(machine).into_iter();
+            let neighbour = |address| route::add_neighbour(self.index, address, machine.mac);
+            messages.extend(addresses.map(neighbour));
+        }
+        let done = self.socket.apply(&messages);
+        Ok(done.map_err(kernel("tell neighbours to", &self.config.name))?)
+    }
+
     /// Forgets what the bridge was told about a machine, whose tap has been removed.
     ///
     /// # Errors
@@ -260,12 +275,13 @@ impl Bridge {
         Ok(bare && link.address == GATEWAY_MAC && addresses(&mut self.socket, link)?.is_empty())
     }
 
-    fn repair(&mut self) -> Result<()> {
+    fn repair(&mut self, link: &route::Link) -> Result<()> {
         let name = &self.config.name;
         let alias = alias(&self.config.instance);
         let change = Change {
             mtu: Some(self.config.mtu),
-            address: Some(GATEWAY_MAC),
+            // To be told a MAC makes a bridge forget its neighbours, also when it is the one that it has.
+            address: (link.address[..] != GATEWAY_MAC).then_some(GATEWAY_MAC),
             alias: Some(&alias),
             no_own_ipv6: self.ipv6,
             ..Change::default()

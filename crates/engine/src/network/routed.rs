@@ -86,7 +86,7 @@ impl Routed {
     ) -> Result<Arc<Routed>, Error> {
         links.forward()?;
         let mtu = mtu(&links.uplinks()?);
-        let bridge = match &config.bridge {
+        let mut bridge = match &config.bridge {
             Some(name) => Some(open_bridge(name, identity, &addresses, mtu, links.ipv6())?),
             None => None,
         };
@@ -107,6 +107,9 @@ impl Routed {
             })
             .collect();
         let all = machines(&members, members.keys().cloned(), limits);
+        if let Some(bridge) = &mut bridge {
+            bridge.remember(&all)?;
+        }
         let names = Arc::new(Names::new(members, &all));
         let resolver = dns::Server::start(
             dns::Config {
