@@ -17,7 +17,7 @@ mod sys;
 mod tars;
 pub mod world;
 
-pub use host::{Random, cache_dir, is_root, processes_below, qemu, wait_until};
+pub use host::{Random, cache_dir, is_root, processes_below, qemu, resident_kib, wait_until};
 pub use lab::{Lab, Runtime, programs};
 pub use program::Ran;
 pub use raw::Answer;

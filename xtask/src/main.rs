@@ -88,6 +88,15 @@ enum Bench {
         #[arg(long)]
         debug: bool,
     },
+    /// Networks of machines, the gateway against Caddy, many connections, floods; takes root
+    Net {
+        /// Which of them; by default all
+        #[arg(value_parser = ["taps", "http", "connections", "floods"])]
+        parts: Vec<String>,
+        /// Measure the debug build
+        #[arg(long)]
+        debug: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -101,6 +110,9 @@ fn main() -> ExitCode {
         Task::Bench {
             what: Bench::Boot { n, machines, debug },
         } => tests::bench_boot(n, machines, !debug),
+        Task::Bench {
+            what: Bench::Net { parts, debug },
+        } => tests::bench_net(&parts, !debug),
         Task::Lab(args) => lab::run(args),
         Task::Bless => tests::bless(),
         Task::Dev { serve } => build::dev(&serve),

@@ -75,8 +75,21 @@ pub fn bless() -> Result {
     command::run(nextest.envs([("UPDATE_GOLDEN", "1"), ("INSTA_UPDATE", "always")]))
 }
 
-/// Measures boots. The measuring program is in `tests/`, with the harness that it shares.
+/// Measures boots. The measuring programs are in `tests/`, with the harness that they share.
 pub fn bench_boot(n: u32, machines: u32, release: bool) -> Result {
+    bench(
+        "bench-boot",
+        &[n.to_string(), machines.to_string()],
+        release,
+    )
+}
+
+/// Measures networks of machines, and the ways into them.
+pub fn bench_net(parts: &[String], release: bool) -> Result {
+    bench("bench-net", parts, release)
+}
+
+fn bench(program: &str, arguments: &[String], release: bool) -> Result {
     setup::run(false)?;
     build::run(release)?;
     let profile: &[&str] = if release { &["--release"] } else { &[] };
@@ -87,11 +100,11 @@ pub fn bench_boot(n: u32, machines: u32, release: bool) -> Result {
             "--package",
             "hutch-tests",
             "--bin",
-            "bench-boot",
+            program,
         ])
         .args(profile)
         .arg("--")
-        .args([n.to_string(), machines.to_string()])
+        .args(arguments)
         .env("HUTCH_TEST_PROGRAMS", crate::profile_dir(release)),
     )
 }
