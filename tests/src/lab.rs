@@ -192,8 +192,11 @@ impl Lab {
         let cache = self.dir.join("home/.cache/hutch");
         fs::create_dir_all(&cache).unwrap();
         // What is there already is not downloaded once more.
-        if cache_dir().exists() {
-            let from = cache_dir().join(".");
+        for part in ["boot", "distribution", "kernels"] {
+            let from = cache_dir().join(part);
+            if !from.exists() {
+                continue;
+            }
             let copy = std::process::Command::new("cp")
                 .arg("-r")
                 .arg(from)

@@ -9,7 +9,7 @@ use hutch_net::address::{Addresses, GATEWAY};
 use hutch_net::cidr::Cidr;
 use hutch_net::firewall::{Config, Firewall};
 use hutch_net::link::Links;
-use hutch_net::rules::Rules;
+use hutch_net::rules::{Link, Rules};
 use hutch_tests::world::World;
 use hutch_tests::{Runtime, lab};
 
@@ -62,6 +62,7 @@ fn measure() {
         gateway: GATEWAY,
         dns_port: None,
         host_networks: Vec::new(),
+        link: Link::Taps,
     };
     let config = Config {
         rules,
