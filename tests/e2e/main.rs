@@ -14,3 +14,4 @@ mod life;
 mod network;
 mod reach;
 mod shell;
+mod tls;

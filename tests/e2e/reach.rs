@@ -13,11 +13,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-const LONG: Duration = Duration::from_secs(180);
+pub(crate) const LONG: Duration = Duration::from_secs(180);
 
 /// An answer of the gateway.
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     text: String,
 }
 
@@ -40,7 +40,7 @@ impl Answer {
 }
 
 /// One GET on a connection of its own.
-async fn get(lab: &Lab, name: &str, target: &str, header: &str) -> Answer {
+pub(crate) async fn get(lab: &Lab, name: &str, target: &str, header: &str) -> Answer {
     let exchange = async {
         let mut stream = TcpStream::connect(("127.0.0.1", lab.gateway()))
             .await
@@ -86,14 +86,14 @@ async fn echoes(port: u16) -> bool {
 }
 
 /// Starts a program in the machine that goes on running; ended by [`end`].
-async fn start(lab: &Lab, machine: &str, program: &str) -> String {
+pub(crate) async fn start(lab: &Lab, machine: &str, program: &str) -> String {
     let script = format!("cd / && {program} </dev/null >/dev/null 2>&1 & echo $!");
     let started = lab.sh(machine, &script).await;
     assert_eq!(started.exit.exit_code, 0, "{started:?}");
     started.stdout.trim().to_owned()
 }
 
-async fn end(lab: &Lab, machine: &str, pids: &[String]) {
+pub(crate) async fn end(lab: &Lab, machine: &str, pids: &[String]) {
     lab.sh(machine, &format!("kill {}", pids.join(" "))).await;
 }
 
@@ -105,7 +105,7 @@ fn publish(guest_port: u16) -> PublishPort {
     }
 }
 
-async fn create(lab: &Lab, request: CreateMachine) -> Machine {
+pub(crate) async fn create(lab: &Lab, request: CreateMachine) -> Machine {
     let created = lab.client().create(&request, None, Some(LONG)).await;
     created.unwrap_or_else(|error| panic!("{error}\n{}", lab.log()))
 }

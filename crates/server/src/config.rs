@@ -17,7 +17,8 @@ use std::path::PathBuf;
 use hutch_engine::{Cidr, EngineConfig, Kernels, Mode, NamedKernel, NetworkConfig, RuntimeOptions};
 use serde::{Deserialize, Serialize};
 
-pub use gateway::{Domain, Gateway, HttpListen};
+pub use gateway::{CaddyMode, Domain, Gateway, HttpListen};
+pub(crate) use gateway::{paths, provider};
 pub use layers::{Entry, Loaded, load};
 
 /// The defaults, with comments: also the documentation of the configuration file.
@@ -387,6 +388,21 @@ impl Config {
     /// The unix socket of the gateway, for a proxy of this host.
     pub fn gateway_socket(&self) -> PathBuf {
         self.data_dir.join("gateway.sock")
+    }
+
+    /// The home of a Caddy of ours.
+    pub fn caddy_dir(&self) -> PathBuf {
+        self.data_dir.join("caddy")
+    }
+
+    /// The root certificate that clients must trust, where certificates are of an authority of our own.
+    pub fn caddy_root(&self) -> PathBuf {
+        self.data_dir.join("caddy-root.crt")
+    }
+
+    /// How it stands with Caddy, as long as the server runs.
+    pub(crate) fn caddy_note(&self) -> PathBuf {
+        self.data_dir.join("caddy.json")
     }
 }
 

@@ -130,7 +130,7 @@ pub(crate) fn finding(config: &Config) -> Finding {
 }
 
 /// Whether the server of this data directory runs: then it is what has its port, most likely.
-fn runs(config: &Config) -> bool {
+pub(crate) fn runs(config: &Config) -> bool {
     std::os::unix::net::UnixStream::connect(config.gateway_socket()).is_ok()
 }
 

@@ -1,12 +1,13 @@
 //! The server: configuration, the HTTP API, who may call it, start and end. What is decided is decided in the engine.
 //!
 //! Reading order: [`config`] says what a server is told, [`serve`] starts and ends it, `auth` lets requests in, `http`
-//! answers them; `gateway` and `forward` lead from outside into machines.
+//! answers them; `gateway` and `forward` lead from outside into machines, `caddy` brings HTTPS.
 
 pub mod config;
 pub mod serve;
 
 mod auth;
+mod caddy;
 mod error;
 mod forward;
 mod gateway;
@@ -23,6 +24,7 @@ use hutch_contract::node::Finding;
 pub async fn doctor(config: &Config) -> Vec<Finding> {
     let mut findings = hutch_engine::doctor(&config.engine()).await;
     findings.push(gateway::finding(config));
+    findings.push(caddy::finding(config).await);
     findings
 }
 

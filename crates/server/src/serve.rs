@@ -33,7 +33,7 @@ use tracing::{debug, error, info, warn};
 use crate::auth::{Peer, Token};
 use crate::gateway::Ways;
 use crate::http::{App, Names, router};
-use crate::{Config, Error, gateway};
+use crate::{Config, Error, caddy, gateway};
 
 /// How long a request's head may take, and how long a connection may be idle between two.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
@@ -100,7 +100,7 @@ impl Server {
     /// # Errors
     /// [`Error::PortInUse`], [`Error::Engine`] when the data directory has another server already; nothing is left
     /// behind then.
-    pub async fn start(config: Config) -> Result<Running, Error> {
+    pub async fn start(mut config: Config) -> Result<Running, Error> {
         let address = config.listen;
         let tcp = TcpListener::bind(address)
             .await
@@ -114,6 +114,7 @@ impl Server {
         let http = gateway::listen(&config).await?;
         let http_addr = http.as_ref().and_then(|http| http.local_addr().ok());
         raise_descriptor_limit();
+        config.gateway.caddy = caddy::chosen(&config).await;
         let engine = Engine::open(EngineConfig {
             reach: config
                 .gateway
@@ -166,7 +167,8 @@ impl Server {
             // Whatever ends this task, also a panic, whoever waits for the end is told.
             let _told = closed.drop_guard();
             let closing = serving.closing.clone();
-            tokio::join!(serving.run(tcp, unix), ways.run(closing));
+            let https = caddy::keep(&config, addr, closing.clone());
+            tokio::join!(serving.run(tcp, unix), ways.run(closing), https);
             // While we still hold the data directory: afterwards it could be the next server's.
             if let Err(error) = fs::remove_file(&socket) {
                 debug!(%error, "the socket was gone already");

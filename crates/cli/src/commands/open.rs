@@ -1,6 +1,7 @@
 //! `hutch open`.
 
 use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
@@ -64,10 +65,26 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, Error> {
     } else {
         app.ui.line(printable(&url))?;
     }
+    if let Some(root) = root(app, &url) {
+        app.ui.say(format_args!(
+            "Its certificate is of this server's own authority: trust {0} in browsers, or curl --cacert {0}",
+            root.display()
+        ));
+    }
     if !args.print && !app.ui.json && io::stdout().is_terminal() {
         browse(app, &url);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The certificate that clients must trust, where that is one of the server on this machine.
+fn root(app: &App, url: &str) -> Option<PathBuf> {
+    let elsewhere = app.place.url.as_deref().is_some_and(|url| !url.is_empty());
+    if elsewhere || !url.starts_with("https://") {
+        return None;
+    }
+    let root = app.place.data_dir().ok()?.join("caddy-root.crt");
+    root.is_file().then_some(root)
 }
 
 /// Opens a browser where there can be one. The link has been printed, so it may fail.

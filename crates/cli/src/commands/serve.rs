@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 use hutch_contract::client::{Client, Target};
+use hutch_server::config::CaddyMode;
 use hutch_server::{Flags, Host, Loaded, Running, Server, config};
 use serde_json::json;
 use tracing_subscriber::EnvFilter;
@@ -155,7 +156,10 @@ impl Embedded {
             data_dir: app.place.data_dir.clone(),
             config: None,
         };
-        Ok(Embedded(Server::start(load(app, flags)?.config).await?))
+        let mut config = load(app, flags)?.config;
+        // Nobody is let in from outside.
+        config.gateway.caddy = CaddyMode::Off;
+        Ok(Embedded(Server::start(config).await?))
     }
 
     /// A client of it.

@@ -92,7 +92,9 @@ impl Environment {
                 | Shape::Range
                 | Shape::Ranges
                 | Shape::Interface
-                | Shape::Servers => Some(Value::from(text.clone())),
+                | Shape::Servers
+                | Shape::Admin
+                | Shape::Provider => Some(Value::from(text.clone())),
                 Shape::Flag => flag(text).map(Value::from),
                 Shape::Number(_) => text.trim().parse::<u64>().ok().map(Value::from),
             };

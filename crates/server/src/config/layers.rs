@@ -1,6 +1,7 @@
 //! The layers of a configuration, merged: default, file, environment, flags; and below all of them what depends on
 //! the host.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use figment::{Figment, Metadata, Profile, Provider};
 
 use super::environment::Environment;
 use super::table::{KEYS, Key, Shape};
-use super::{Config, DEFAULT_TOML, Flags, Host};
+use super::{CaddyMode, Config, DEFAULT_TOML, Flags, Host, Secret};
 use crate::Error;
 
 /// A unix socket's path has 108 bytes, one of which ends it (unix(7)).
@@ -22,6 +23,18 @@ const ACCOUNT: [&str; 5] = [
     "LOGNAME",
     "XDG_CONFIG_HOME",
     "VBOX_IPC_SOCKETID",
+];
+/// By what a Caddy of ours finds programs, and the way to certificate authorities.
+const CADDY: [&str; 9] = [
+    "PATH",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
 ];
 
 /// A configuration, and where each value came from.
@@ -171,13 +184,21 @@ pub fn load(flags: &Flags, host: &Host) -> Result<Loaded, Error> {
         Some(((*name).to_owned(), value.to_owned()))
     });
     config.account = account.collect();
+    config.gateway.caddy_environment = caddy_environment(&config, &environment);
     for dir in [&mut config.data_dir, &mut config.cache_dir] {
         *dir = std::path::absolute(&*dir).map_err(|source| Error::Config {
             path: dir.clone(),
             source,
         })?;
     }
-    if config.gateway_socket().as_os_str().len() > MAX_SOCKET_PATH {
+    let mut sockets = vec![config.gateway_socket()];
+    if config.gateway.caddy != CaddyMode::Off {
+        sockets.push(config.caddy_dir().join("admin.sock"));
+    }
+    if sockets
+        .iter()
+        .any(|socket| socket.as_os_str().len() > MAX_SOCKET_PATH)
+    {
         return Err(Error::Setting {
             key: "data_dir".to_owned(),
             origin: origin(&figment, "data_dir"),
@@ -190,6 +211,20 @@ pub fn load(flags: &Flags, host: &Host) -> Result<Loaded, Error> {
         unknown_variables: environment.unknown(),
         figment,
     })
+}
+
+/// Also the variables that the DNS provider's credentials are in: `{env.NAME}`, as Caddy has it.
+fn caddy_environment(config: &Config, environment: &Environment) -> BTreeMap<String, Secret> {
+    let provider = config.gateway.caddy_dns_provider.as_ref();
+    let provider = provider.map_or("", Secret::expose);
+    let named = provider.split("{env.").skip(1);
+    let named = named.filter_map(|rest| Some(rest.split_once('}')?.0));
+    let all = CADDY.into_iter().chain(named);
+    all.filter_map(|name| {
+        let value = environment.text(name)?;
+        Some((name.to_owned(), Secret(value.to_owned())))
+    })
+    .collect()
 }
 
 /// Merges the configuration file: the one named by flag or environment, else the usual one if it is there.
@@ -317,6 +352,18 @@ fn check(figment: &Figment, key: &Key) -> Result<(), Error> {
                 .as_str()
                 .is_some_and(|text| super::servers(text).is_some()),
             "has what is no address",
+        ),
+        Shape::Admin => (
+            value
+                .as_str()
+                .is_some_and(|text| text.parse::<hutch_gateway::caddy::Admin>().is_ok()),
+            "is no address",
+        ),
+        Shape::Provider => (
+            value
+                .as_str()
+                .is_some_and(|text| super::gateway::provider(text).is_some()),
+            "is something else",
         ),
         Shape::Number(range) => (
             number().is_some_and(|number| range.contains(&number)),

@@ -22,6 +22,10 @@ pub(super) enum Shape {
     Interface,
     /// Addresses of servers.
     Servers,
+    /// Where a Caddy's admin API is.
+    Admin,
+    /// What Caddy's module for a DNS provider wants, in JSON.
+    Provider,
 }
 
 impl Shape {
@@ -38,6 +42,8 @@ impl Shape {
             Shape::Range => "a range of addresses such as 10.20.0.0/16".to_owned(),
             Shape::Interface => "1 to 15 letters, digits, `-`, `_` or `.`".to_owned(),
             Shape::Servers => "addresses such as 192.0.2.53 or 127.0.0.1:5353".to_owned(),
+            Shape::Admin => "HOST:PORT or unix/ and the path of a socket".to_owned(),
+            Shape::Provider => "a JSON object with a name".to_owned(),
             Shape::Ranges => "ranges of addresses such as 10.0.0.0/8,fd00::/8".to_owned(),
         }
     }
@@ -73,7 +79,7 @@ const fn key(path: &'static str, shape: Shape, also: &'static [&'static str]) ->
 }
 
 /// All of them.
-pub(super) const KEYS: [Key; 45] = [
+pub(super) const KEYS: [Key; 55] = [
     key("listen", Shape::Text, &[]),
     key("data_dir", Shape::Text, &["DATA_DIR"]),
     key("cache_dir", Shape::Text, &[]),
@@ -93,6 +99,20 @@ pub(super) const KEYS: [Key; 45] = [
     key("gateway.ports_bind", Shape::Text, &[]),
     key("gateway.port_min", Shape::Number(1..=65_535), &["PORT_MIN"]),
     key("gateway.port_max", Shape::Number(1..=65_535), &["PORT_MAX"]),
+    key(
+        "gateway.caddy",
+        Shape::Word(&["off", "auto", "running", "own"]),
+        &[],
+    ),
+    key("gateway.https_port", Shape::Number(1..=65_535), &[]),
+    key("gateway.https_bind", Shape::Text, &[]),
+    key("gateway.caddy_admin", Shape::Admin, &[]),
+    key("gateway.caddy_program", Shape::Text, &[]),
+    key("gateway.caddy_http_port", Shape::Number(1..=65_535), &[]),
+    key("gateway.acme_email", Shape::Text, &[]),
+    key("gateway.acme_directory", Shape::Text, &[]),
+    key("gateway.acme_roots", Shape::Text, &[]),
+    key("gateway.caddy_dns_provider", Shape::Provider, &[]),
     key("runtime.default", Shape::Text, &["SANDBOX_RUNTIME"]),
     key("runtime.acceleration", Shape::Word(&["kvm", "tcg"]), &[]),
     key("runtime.docker_socket", Shape::Text, &[]),

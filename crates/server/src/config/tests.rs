@@ -495,6 +495,25 @@ fn urls_are_written_as_the_outermost_proxy_has_them() {
         ("HUTCH_GATEWAY_URL_SCHEME", "https"),
     ];
     assert_eq!(url(&proxied, None), of("https://3000-web.vms.example.net"));
+    let caddy = [("HUTCH_GATEWAY_CADDY", "own")];
+    assert_eq!(
+        url(&caddy, Some(8081)),
+        of("https://3000-web.vms.localhost")
+    );
+    let elsewhere = [caddy[0], ("HUTCH_GATEWAY_HTTPS_PORT", "8443")];
+    assert_eq!(
+        url(&elsewhere, None),
+        of("https://3000-web.vms.localhost:8443")
+    );
+    let told = [
+        elsewhere[0],
+        elsewhere[1],
+        ("HUTCH_GATEWAY_URL_SCHEME", "http"),
+    ];
+    assert_eq!(
+        url(&told, Some(8081)),
+        of("http://3000-web.vms.localhost:8081")
+    );
     let odd = [("HUTCH_GATEWAY_URL_PORT", "8443"), proxied[1]];
     assert_eq!(
         url(&odd, Some(8081)),
@@ -515,6 +534,18 @@ fn a_gateway_that_cannot_be_meant_is_refused_by_name() {
             "gateway.ports_bind",
         ),
         ("PORT_MIN", "0", "gateway.port_min"),
+        ("HUTCH_GATEWAY_CADDY", "on", "gateway.caddy"),
+        ("HUTCH_GATEWAY_HTTPS_PORT", "0", "gateway.https_port"),
+        (
+            "HUTCH_GATEWAY_CADDY_ADMIN",
+            "http://localhost:2019",
+            "gateway.caddy_admin",
+        ),
+        (
+            "HUTCH_GATEWAY_CADDY_DNS_PROVIDER",
+            "{\"api_token\": \"x\"}",
+            "gateway.caddy_dns_provider",
+        ),
         ("PORT_MIN", "40000", "gateway.port_min"),
     ] {
         let home = host(Path::new("/nowhere"), &[(variable, value)]);
