@@ -69,7 +69,7 @@ pub struct Capabilities {
     pub memory_snapshot: bool,
     /// Whether vCPUs or memory can change while it runs.
     pub live_resize: bool,
-    /// Whether the runtime can give a machine a network card that its host routes for. The server asks for none yet.
+    /// Whether the runtime can give a machine a network card that its host routes for.
     #[serde(default)]
     pub network: bool,
 }

@@ -9,8 +9,8 @@ use hutch_tests::world::World;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::helper::Helper;
 use crate::numbers::Times;
+use crate::role::Role;
 
 /// No request takes longer without being an error.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -50,7 +50,7 @@ impl Load {
         ];
         let mut words = vec!["client", to, host];
         words.extend(numbers.iter().map(String::as_str));
-        let said = Helper::start(world, &words).ended();
+        let said = Role::start(world, &words).ended();
         let mut lines = said.lines().map(|line| line.parse::<u64>().unwrap());
         let (errors, took) = (lines.next().unwrap(), lines.next().unwrap());
         let mut times = Times::default();

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use hutch_tests::resident_kib;
 
 use crate::client::Connection;
-use crate::helper::Helper;
+use crate::role::Role;
 
 const CONNECTIONS: usize = 2000;
 /// So many that no limit of one machine (512) or one client (256) is met.
@@ -18,8 +18,8 @@ const OPENING: usize = 64;
 
 /// All are opened, echo once each, and echo once more when all are open.
 pub async fn run() {
-    let echo = Helper::start(None, &["echo"]);
-    let mut forwarder = Helper::start(None, &["forwarder", &echo.address(), &MACHINES.to_string()]);
+    let echo = Role::start(None, &["echo"]);
+    let mut forwarder = Role::start(None, &["forwarder", &echo.address(), &MACHINES.to_string()]);
     let mut ports = vec![forwarder.port];
     ports.extend((1..MACHINES).map(|_| forwarder.line().parse::<u16>().unwrap()));
     let before = resident_kib(forwarder.pid());

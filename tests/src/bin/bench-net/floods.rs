@@ -11,8 +11,8 @@ use hutch_tests::resident_kib;
 
 use crate::client::Load;
 use crate::flood::{PER_SECOND, SLOW};
-use crate::helper::Helper;
 use crate::numbers::median;
+use crate::role::Role;
 use crate::roles::DOMAIN;
 
 const ROUNDS: usize = 5;
@@ -30,8 +30,8 @@ const FALL: Duration = Duration::from_millis(300);
 
 /// Each flood in turn, alone and against the port beside it.
 pub fn run() {
-    let upstream = Helper::start(None, &["upstream"]);
-    let gateway = Helper::start(None, &["gateway", &upstream.address()]);
+    let upstream = Role::start(None, &["upstream"]);
+    let gateway = Role::start(None, &["gateway", &upstream.address()]);
     let host = format!("web.{DOMAIN}");
     let to = gateway.address();
     let healthy = |rounds: &mut Rounds| -> usize {
@@ -65,14 +65,14 @@ pub fn run() {
         for _ in 0..ROUNDS {
             errors += healthy(&mut alone);
             {
-                let sink = Helper::start(None, &["sink"]);
-                let _flood = Helper::modest(&["flood", flood, &sink.address()]);
+                let sink = Role::start(None, &["sink"]);
+                let _flood = Role::modest(&["flood", flood, &sink.address()]);
                 std::thread::sleep(RISE);
                 errors += healthy(&mut beside);
             }
             std::thread::sleep(FALL);
             {
-                let _flood = Helper::modest(&["flood", flood, &to]);
+                let _flood = Role::modest(&["flood", flood, &to]);
                 std::thread::sleep(RISE);
                 errors += healthy(&mut under);
                 memory = memory.max(resident_kib(gateway.pid()));

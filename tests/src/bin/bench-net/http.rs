@@ -11,8 +11,8 @@ use hutch_tests::world::World;
 use hutch_tests::{Lab, Runtime, lab};
 
 use crate::client::{Done, Load, is_there};
-use crate::helper::Helper;
 use crate::numbers::{Times, median};
+use crate::role::Role;
 use crate::roles::DOMAIN;
 
 const ROUNDS: usize = 5;
@@ -44,8 +44,8 @@ pub async fn run() {
 }
 
 fn host() {
-    let upstream = Helper::start(None, &["upstream"]);
-    let gateway = Helper::start(None, &["gateway", &upstream.address()]);
+    let upstream = Role::start(None, &["upstream"]);
+    let gateway = Role::start(None, &["gateway", &upstream.address()]);
     let port = free_port();
     let caddy = Caddy::start(None, port, &upstream.address());
     compare(

@@ -10,9 +10,9 @@ mod client;
 mod connections;
 mod flood;
 mod floods;
-mod helper;
 mod http;
 mod numbers;
+mod role;
 mod roles;
 mod taps;
 
@@ -27,7 +27,7 @@ fn main() {
     {
         return roles::play(role, rest);
     }
-    helper::many_files();
+    role::many_files();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for part in PARTS {
         if !words.is_empty() && !words.contains(&part) {

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::{client, flood, helper, taps};
+use crate::{client, flood, role, taps};
 
 /// Machines are one label below it.
 pub const DOMAIN: &str = "vms.localhost";
@@ -22,7 +22,7 @@ const BODY: usize = 128;
 
 /// Plays a role to its end.
 pub fn play(role: &str, words: &[&str]) {
-    helper::many_files();
+    role::many_files();
     // Clients and servers have a thread each; what is measured has as many as it has when it is shipped.
     let mut runtime = match role {
         "gateway" | "forwarder" => tokio::runtime::Builder::new_multi_thread(),

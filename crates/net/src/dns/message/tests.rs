@@ -1,3 +1,5 @@
+//! Messages as tests make them, good and hostile.
+
 use hickory_proto::rr::rdata::{CNAME, SOA};
 use proptest::prelude::*;
 

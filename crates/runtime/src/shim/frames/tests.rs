@@ -1,3 +1,5 @@
+//! The filter against a table of hostile frames, and against a second judge.
+
 use proptest::prelude::*;
 
 use super::*;

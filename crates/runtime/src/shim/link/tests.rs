@@ -1,3 +1,5 @@
+//! Links between a machine and passt, both played by the tests.
+
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::net::UnixStream;

@@ -7,30 +7,30 @@ use hutch_tests::world::World;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// A role in a process of its own, ended with this value.
-pub struct Helper {
+pub struct Role {
     child: Child,
     output: BufReader<ChildStdout>,
     /// What it said when it was ready: its port.
     pub port: u16,
 }
 
-impl Helper {
+impl Role {
     /// Starts it, on the host of a world if there is one, and waits until it is ready.
-    pub fn start(world: Option<&World>, words: &[&str]) -> Helper {
+    pub fn start(world: Option<&World>, words: &[&str]) -> Role {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(words);
-        Helper::of(command, world)
+        Role::of(command, world)
     }
 
     /// One that gives way to everything else on the processors.
-    pub fn modest(words: &[&str]) -> Helper {
+    pub fn modest(words: &[&str]) -> Role {
         let mut command = Command::new("nice");
         command.args(["-n", "19"]);
         command.arg(std::env::current_exe().unwrap()).args(words);
-        Helper::of(command, None)
+        Role::of(command, None)
     }
 
-    fn of(mut command: Command, world: Option<&World>) -> Helper {
+    fn of(mut command: Command, world: Option<&World>) -> Role {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = match world {
             None => command.spawn().unwrap(),
@@ -41,7 +41,7 @@ impl Helper {
         output.read_line(&mut ready).unwrap();
         let port = ready.trim().parse();
         let port = port.unwrap_or_else(|_| panic!("{command:?} says {ready:?}"));
-        Helper {
+        Role {
             child,
             output,
             port,
@@ -73,7 +73,7 @@ impl Helper {
     }
 }
 
-impl Drop for Helper {
+impl Drop for Role {
     fn drop(&mut self) {
         let _may_have_ended = self.child.kill();
         let _reaped = self.child.wait();
