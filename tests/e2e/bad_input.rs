@@ -236,7 +236,10 @@ async fn a_second_server_on_the_same_data() {
     let lab = lab!(Runtime::Stub).start().await;
     lab.busybox().await;
     lab.create("a").await;
-    let ran = lab.hutch(&["serve", "--listen", "127.0.0.1:0"]).await;
+    let free = "127.0.0.1:0";
+    let ran = lab
+        .hutch(&["serve", "--listen", free, "--http-listen", free])
+        .await;
     assert_eq!(ran.code, 6, "{ran}");
     assert!(
         ran.stderr.contains("another server") && ran.stderr.contains("--data-dir"),
