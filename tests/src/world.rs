@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use hutch_netlink::nft::Nft;
 use hutch_netlink::route::{self, Change, Kind, Route};
 use hutch_netlink::{Protocol, Socket};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -69,17 +70,23 @@ impl World {
             return None;
         }
         let namespace = || {
-            std::thread::spawn(|| {
-                sys::own_network().unwrap();
-                File::open("/proc/thread-self/ns/net").unwrap()
-            })
-            .join()
-            .unwrap()
+            let made = std::thread::spawn(|| {
+                sys::own_network()?;
+                // A firewall is needed there.
+                let asked = Nft::open().and_then(|mut nft| nft.generation());
+                asked.map_err(std::io::Error::other)?;
+                File::open("/proc/thread-self/ns/net")
+            });
+            made.join().unwrap()
         };
-        let world = World {
-            host: namespace(),
-            internet: namespace(),
+        let (host, internet) = match (namespace(), namespace()) {
+            (Ok(host), Ok(internet)) => (host, internet),
+            (Err(error), _) | (_, Err(error)) => {
+                eprintln!("skipped: no network namespace with a firewall is to be had: {error}");
+                return None;
+            }
         };
+        let world = World { host, internet };
         inside(&world.internet, || {
             let mut socket = Socket::open(Protocol::Route).unwrap();
             let cable = route::create("up1", Kind::Veth("up0"));
