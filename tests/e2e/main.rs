@@ -7,11 +7,11 @@
 
 mod bad_input;
 mod crash;
+mod egress;
 mod import;
 mod isolation;
 mod kernels;
 mod life;
-mod network;
 mod reach;
 mod shell;
 mod tls;

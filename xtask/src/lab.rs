@@ -77,7 +77,7 @@ pub fn run(args: Args) -> Result {
     let usual = if matches!(args.what, Some(What::Bench { .. })) {
         20
     } else {
-        10
+        15
     };
     let limit = Duration::from_secs(args.limit.unwrap_or(usual) * 60);
     setup::run(false)?;
