@@ -47,6 +47,20 @@ async fn create(lab: &Lab, name: &str, policy: NetworkPolicy) -> Ipv4Addr {
 
 #[tokio::test]
 async fn a_machine_reaches_the_internet_and_nothing_else_with_qemu() {
+    the_internet_and_nothing_else(lab!(Runtime::Qemu)).await;
+}
+
+#[tokio::test]
+async fn a_machine_reaches_the_internet_and_nothing_else_with_firecracker() {
+    the_internet_and_nothing_else(lab!(Runtime::Firecracker)).await;
+}
+
+#[tokio::test]
+async fn a_machine_reaches_the_internet_and_nothing_else_with_cloud_hypervisor() {
+    the_internet_and_nothing_else(lab!(Runtime::CloudHypervisor)).await;
+}
+
+async fn the_internet_and_nothing_else(lab: Lab) {
     let Some(world) = World::new() else { return };
     let public = world.serve(PUBLIC, PORT);
     let hidden = [
@@ -58,7 +72,7 @@ async fn a_machine_reaches_the_internet_and_nothing_else_with_qemu() {
             world.serve_on_host(Ipv4Addr::UNSPECIFIED, 7001),
         ),
     ];
-    let lab = lab!(Runtime::Qemu).inside(&world).start().await;
+    let lab = lab.inside(&world).start().await;
     lab.busybox().await;
     create(&lab, "one", NetworkPolicy::default()).await;
     let other = create(&lab, "two", NetworkPolicy::default()).await;

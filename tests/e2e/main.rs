@@ -12,6 +12,7 @@ mod import;
 mod isolation;
 mod kernels;
 mod life;
+mod pause;
 mod reach;
 mod shell;
 mod tls;

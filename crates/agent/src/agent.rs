@@ -282,6 +282,20 @@ impl Agent {
         self.thaw_processes()
     }
 
+    /// Sets the clock of a guest that was paused; 0 leaves it alone. One that cannot be set holds up nothing.
+    pub async fn catch_up(&self, clock_unix_ms: i64) {
+        let Some(system) = self.system.clone().filter(|_| clock_unix_ms != 0) else {
+            return;
+        };
+        let set = move || {
+            let set = system.set_clock(clock_unix_ms);
+            set.map_err(|error| status::of_io("set the clock", &error))
+        };
+        if let Err(failure) = blocking(set).await {
+            say(failure.message());
+        }
+    }
+
     async fn thaw_root(&self) -> Result<(), Status> {
         let Some(system) = self.system.clone() else {
             return Ok(());

@@ -143,8 +143,10 @@ impl pb::agent_server::Agent for Connection {
         answer(frozen.map(|()| pb::QuiesceReply {}))
     }
 
-    async fn thaw(&self, _: Request<pb::ThawRequest>) -> Reply<pb::ThawReply> {
-        let thawed = self.greeted()?.thaw().await;
+    async fn thaw(&self, request: Request<pb::ThawRequest>) -> Reply<pb::ThawReply> {
+        let agent = self.greeted()?;
+        agent.catch_up(request.into_inner().clock_unix_ms).await;
+        let thawed = agent.thaw().await;
         answer(thawed.map(|()| pb::ThawReply {}))
     }
 

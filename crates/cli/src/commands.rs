@@ -74,6 +74,15 @@ pub enum Command {
   hutch restart web
   hutch restart web db --no-wait")]
     Restart(level::Args),
+    /// Stop machines from executing; they keep their memory, and go on when something uses them
+    #[command(after_help = "Examples:
+  hutch pause web
+  hutch pause web && hutch exec web -- uptime")]
+    Pause(level::Args),
+    /// Let paused machines go on
+    #[command(after_help = "Examples:
+  hutch resume web")]
+    Resume(level::Args),
     #[command(visible_alias = "rm")]
     Delete(delete::Args),
     Exec(exec::Args),
@@ -106,6 +115,8 @@ impl Command {
             Command::Get(args) => signals.or(get::run(args, app)).await,
             Command::Start(args) => signals.or(level::run(Level::Start, args, app)).await,
             Command::Stop(args) => signals.or(level::run(Level::Stop, args, app)).await,
+            Command::Pause(args) => signals.or(level::run(Level::Pause, args, app)).await,
+            Command::Resume(args) => signals.or(level::run(Level::Resume, args, app)).await,
             Command::Restart(args) => signals.or(level::run(Level::Restart, args, app)).await,
             Command::Delete(args) => signals.or(delete::run(args, app)).await,
             Command::Exec(args) => signals.or(exec::run(args, app)).await,

@@ -88,6 +88,11 @@ pub enum Status {
     Starting,
     /// Its agent answers, or did until a moment ago.
     Running,
+    /// On its way to `paused`.
+    Pausing,
+    /// It does not execute, and its memory is kept. Whatever uses it lets it go on: a command, a file, a connection to a
+    /// port or a URL of it.
+    Paused,
     /// On its way to `stopped`.
     Stopping,
     /// Not running; its disk is kept.
@@ -102,9 +107,11 @@ pub enum Status {
 
 impl Status {
     /// All of them, in the order of a life.
-    pub const ALL: [Status; 7] = [
+    pub const ALL: [Status; 9] = [
         Status::Starting,
         Status::Running,
+        Status::Pausing,
+        Status::Paused,
         Status::Stopping,
         Status::Stopped,
         Status::Failed,
@@ -117,6 +124,8 @@ impl Status {
         match self {
             Status::Starting => "starting",
             Status::Running => "running",
+            Status::Pausing => "pausing",
+            Status::Paused => "paused",
             Status::Stopping => "stopping",
             Status::Stopped => "stopped",
             Status::Failed => "failed",

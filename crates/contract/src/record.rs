@@ -22,6 +22,8 @@ pub const FORMAT: u32 = 1;
 pub enum Wanted {
     /// Executing.
     Running,
+    /// Not executing, memory kept.
+    Paused,
     /// Not executing, disk kept.
     Stopped,
     /// Gone.
@@ -36,6 +38,8 @@ pub enum Observed {
     Absent,
     /// Its process runs and its agent has been configured.
     Running,
+    /// The same, and it does not execute.
+    Paused,
     /// Not running; the disk is there.
     Stopped,
     /// Given up until somebody asks again.

@@ -12,6 +12,8 @@ pub const OUTSIDE: Duration = Duration::from_secs(30);
 pub const ADOPT: Duration = Duration::from_secs(10);
 /// Opening a connection to an agent that answered before.
 pub const RECONNECT: Duration = Duration::from_secs(20);
+/// Pausing a VMM, or letting it go on.
+pub const PAUSE: Duration = Duration::from_secs(10);
 /// From the wish to stop until the guest's processes are killed, in the guest.
 pub const STOP_GRACE: Duration = Duration::from_secs(5);
 /// From the wish to stop until the VMM is killed.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use hutch_contract::machine::Exit;
 use hutch_contract::record::{MachineRecord, Observed, Wanted};
-use hutch_guest::session::{Configure, Session, ShutdownMode};
-use hutch_runtime::{Adopted, Channel, MachineDir, MachineSpec, Nic, Process, Root, Runtime, User};
+use hutch_guest::session::ShutdownMode;
+use hutch_runtime::{Adopted, MachineDir, MachineSpec, Nic, Process, Root, Runtime, User};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -19,7 +19,9 @@ use crate::engine::{Machine, Shared};
 use crate::phases::Phases;
 use crate::plan::{self, Facts, Life, Step};
 use crate::rows::Current;
-use crate::{Error, deadline, keys, network, prepare};
+use crate::{Error, deadline, network, prepare};
+
+mod greet;
 
 /// A guest that ran shorter than this before it rebooted is restarted with a growing delay.
 const SHORT_RUN: Duration = Duration::from_secs(30);
@@ -47,6 +49,8 @@ pub(crate) struct Driver {
     launching: Option<JoinHandle<Result<Process, hutch_runtime::Error>>>,
     /// It was booted by this task, and has not answered since.
     booted: bool,
+    /// It may not be executing: it was paused, or found by a server that cannot know what an earlier one did last.
+    may_be_paused: bool,
     /// Failures of steps in a row.
     failures: u32,
     /// Restarts in a row of a guest that reboots soon after it came to run.
@@ -68,6 +72,7 @@ impl Driver {
             files_busy: Arc::default(),
             launching: None,
             booted: false,
+            may_be_paused: false,
             failures: 0,
             reboots: 0,
             running_since: None,
@@ -140,7 +145,10 @@ impl Driver {
         self.body = match timeout(deadline::ADOPT, self.runtime.adopt(&self.dir)).await {
             Ok(Ok(Adopted::Absent)) => Body::None(None),
             Ok(Ok(Adopted::Exited(report))) => Body::None(Some(report.exit)),
-            Ok(Ok(Adopted::Running(process))) => Body::Alive(process),
+            Ok(Ok(Adopted::Running(process))) => {
+                self.may_be_paused = true;
+                Body::Alive(process)
+            }
             Ok(Ok(Adopted::Unknown { reason })) => Body::Unproved(reason),
             Ok(Err(error)) => Body::Unproved(Error::from(error).chain()),
             Err(_) => Body::Unproved("it could not be looked at in time".into()),
@@ -196,6 +204,7 @@ impl Driver {
             Step::Prepare => self.prepare(&current.record).await,
             Step::Boot => self.boot(&current.record).await,
             Step::Greet => self.greet(&current.record).await,
+            Step::Pause => self.pause().await,
             Step::ShutDown => self.shut_down(&current.record).await,
             Step::Kill => self.kill().await,
             Step::NoteStopped(exit) => {
@@ -295,6 +304,7 @@ impl Driver {
                         info!(machine = %record.id, pid = process.pid(), "started");
                         self.body = Body::Alive(process);
                         self.booted = true;
+                        self.may_be_paused = false;
                         self.clock.phase("vmm", started);
                         return Ok(());
                     }
@@ -340,144 +350,53 @@ impl Driver {
         }
     }
 
-    /// Reaches the agent, gives it its identity where it has none, and records that the machine runs.
-    async fn greet(&mut self, record: &MachineRecord) -> Result<(), Error> {
-        let Body::Alive(process) = &self.body else {
-            return Ok(());
-        };
-        let (ran, booted) = (plan::came_to_run(record), self.booted);
-        let limit = if ran && !booted {
-            deadline::RECONNECT
-        } else {
-            Duration::from_millis(self.shared.config.boot_timeout_ms)
-        };
-        let started = Instant::now();
-        let session = tokio::select! {
-            session = self.connect(limit) => session?,
-            report = process.wait() => {
-                let how = self.last_words(&report).await;
-                self.ended(report.exit);
-                return if ran { Ok(()) } else { Err(Error::EndedWhileBooting { how }) };
+    async fn pause(&mut self) -> Result<(), Error> {
+        // Whoever calls from here on waits for the next session, which there is once it executes again.
+        self.machine.session.send_replace(None);
+        self.may_be_paused = true;
+        timeout(deadline::PAUSE, self.runtime.pause(&self.dir))
+            .await
+            .map_err(|_| Error::timeout("pausing the machine", deadline::PAUSE))??;
+        let noted = self.machine.cell.update(|record| {
+            record.observed = Observed::Paused;
+            if record.wanted == Wanted::Paused {
+                record.served = record.generation;
             }
-        };
-        self.clock.phase("agent", started);
-        let started = Instant::now();
-        let mut unapplied = record.unapplied.clone();
-        if !session.hello().configured {
-            let identity = self.identity(record);
-            let reply = session.configure(&identity).await?;
-            unapplied = reply
-                .into_iter()
-                .map(|row| format!("{}: {}", row.field, row.reason))
-                .collect();
-            if self.runtime.root() == Root::Elsewhere {
-                unapplied.push("image: this runtime's machines are made from what the server's configuration names".into());
-            }
-            self.clock.phase("configure", started);
-        }
-        let timings = self.clock.list();
-        self.machine
-            .cell
-            .update(|record| {
-                record.observed = Observed::Running;
-                record.failed_starts = 0;
-                record.exit = None;
-                if booted || !ran {
-                    record.starts += 1;
-                    record.started_at_ms = Some(self.shared.now_ms());
-                    record.timings = timings;
-                }
-                record.unapplied = unapplied;
-                if record.wanted == Wanted::Running && !record.restart {
-                    record.served = record.generation;
-                }
-                Ok(())
-            })
-            .await?;
-        self.booted = false;
-        if booted || !ran {
-            self.running_since = Some(Instant::now());
-            info!(machine = %record.id, name = %record.name, "running");
-        }
-        self.machine.session.send_replace(Some(session));
+            Ok(())
+        });
+        noted.await?;
+        info!(machine = %self.machine.cell.id, "paused");
         Ok(())
     }
 
-    /// Opens a session, again and again until `limit`: the VMM or the guest may still be on its way up.
-    async fn connect(&self, limit: Duration) -> Result<Session, Error> {
-        let end = tokio::time::Instant::now() + limit;
-        let mut attempt = 0;
-        loop {
-            let left = end.saturating_duration_since(tokio::time::Instant::now());
-            match timeout(left, self.open_session(left)).await {
-                Ok(Ok(session)) => return Ok(session),
-                Ok(Err(error)) => {
-                    tracing::debug!(machine = %self.machine.cell.id, error = %error.chain(), "no session yet");
-                    attempt += 1;
-                    let pause = retry_delay(attempt).min(Duration::from_secs(2));
-                    if tokio::time::Instant::now() + pause >= end {
-                        return Err(error);
-                    }
-                    sleep(pause).await;
-                }
-                Err(_) => {
-                    let name = self.machine.name();
-                    return Err(Error::AgentSilent { name });
-                }
-            }
+    /// Lets it execute, where it may not be.
+    async fn go_on(&self) -> Result<(), Error> {
+        if !self.may_be_paused || !self.runtime.capabilities().pause {
+            return Ok(());
         }
-    }
-
-    async fn open_session(&self, limit: Duration) -> Result<Session, Error> {
-        match self.runtime.channel(&self.dir).await? {
-            Channel::Wire(stream) => {
-                let stream = hutch_guest::link::connect(stream, limit).await?;
-                Ok(Session::open(stream, limit).await?)
-            }
-            Channel::Connection(stream) => Ok(Session::open(stream, limit).await?),
-        }
-    }
-
-    fn identity(&self, record: &MachineRecord) -> Configure {
-        let network = self.shared.network();
-        let plug = network.plug(record, self.runtime.as_ref());
-        Configure {
-            machine_id: record.id.to_string(),
-            boot_nonce: keys::random_bytes::<16>(),
-            hostname: Some(record.name.to_string()),
-            environment: record.env.clone(),
-            entropy: keys::random_bytes::<64>().to_vec(),
-            clock_unix_ms: self.shared.now_ms() as i64,
-            grow_root: true,
-            ..plug.identity
-        }
-    }
-
-    async fn last_words(&self, report: &hutch_runtime::ExitReport) -> String {
-        let dir = self.dir.clone();
-        let console = blocking("read the console", move || Ok(prepare::console_tail(&dir)))
+        timeout(deadline::PAUSE, self.runtime.resume(&self.dir))
             .await
-            .unwrap_or_default();
-        let mut how = in_words(&report.exit);
-        for words in [report.stderr_tail.as_str(), console.as_str()] {
-            if !words.is_empty() {
-                how.push_str("; ");
-                how.push_str(words);
-            }
-        }
-        how
+            .map_err(|_| Error::timeout("resuming the machine", deadline::PAUSE))??;
+        Ok(())
     }
 
     async fn shut_down(&mut self, record: &MachineRecord) -> Result<(), Error> {
-        let Body::Alive(process) = &self.body else {
+        if !matches!(self.body, Body::Alive(_)) {
             return Ok(());
-        };
+        }
+        // Only what executes can be asked; one that cannot be let go on is killed below.
+        if let Err(error) = self.go_on().await {
+            warn!(machine = %record.id, error = %error.chain(), "it cannot be let go on to be asked to stop");
+        }
         let session = self.machine.session.borrow().clone();
         let asked = match session {
             Some(session) => Some(session),
             // The server was restarted a moment ago, or the connection was lost: the guest still wants to be asked.
             None if plan::came_to_run(record) => self.connect(deadline::STOP_GRACE).await.ok(),
             None => None,
+        };
+        let Body::Alive(process) = &self.body else {
+            return Ok(());
         };
         if let Some(session) = asked {
             // A guest that cannot be asked is killed below.
@@ -514,7 +433,7 @@ impl Driver {
             .update(|record| {
                 // A wish that came meanwhile is not fulfilled by this.
                 let by_itself = plan::came_to_run(record)
-                    && record.wanted == Wanted::Running
+                    && plan::is_up(record.wanted)
                     && record.generation == generation;
                 record.observed = Observed::Stopped;
                 if exit.is_some() {

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::access::{self, Access};
 use crate::engine::Machine;
+use crate::levels::wake;
 use crate::{Engine, Error, Principal, admission, deadline, plan};
 
 /// The most arguments of a command, and the most bytes of all of them.
@@ -213,7 +214,7 @@ fn validate(exec: &Exec) -> Result<Option<Vec<u8>>, Error> {
     Ok(Some(stdin))
 }
 
-/// The session with a machine's agent; waits for a machine that is starting.
+/// The session with a machine's agent; waits for a machine that is starting, and lets one that is paused go on.
 pub(crate) async fn ready(machine: &Machine, verb: &'static str) -> Result<Session, Error> {
     let mut sessions = machine.session.subscribe();
     let mut records = machine.cell.watch();
@@ -231,7 +232,11 @@ pub(crate) async fn ready(machine: &Machine, verb: &'static str) -> Result<Sessi
             };
             let record = &current.record;
             match (plan::status(record), &record.observed) {
-                (Status::Starting | Status::Running, _) => {}
+                (Status::Starting | Status::Running | Status::Pausing, _) => {}
+                (Status::Paused, _) => {
+                    wake(machine).await?;
+                    continue;
+                }
                 (Status::Failed, Observed::Failed { reason, .. }) => {
                     return Err(Error::MachineFailed {
                         name: record.name.to_string(),

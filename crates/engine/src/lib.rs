@@ -1,7 +1,7 @@
 //! The brain: what may happen, in which order, and after a crash. No HTTP, no environment, nothing printed.
 //!
 //! Reading order: [`plan`](mod@plan) holds all policy, `drive` performs its steps with one task per machine,
-//! `machines` admits requests, `engine` starts everything again after a crash, `inventory` lists what may be left of
+//! `machines` admits requests and `levels` changes what is wanted, `engine` starts everything again after a crash, `inventory` lists what may be left of
 //! us on a host.
 
 mod access;
@@ -22,6 +22,7 @@ mod images;
 mod inventory;
 mod kernel;
 mod keys;
+mod levels;
 mod machines;
 mod names;
 mod network;

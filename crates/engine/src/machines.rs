@@ -44,14 +44,14 @@ pub struct ListMachines {
 }
 
 /// Memory that is promised until a record says so.
-struct Reserved<'a> {
+pub(crate) struct Reserved<'a> {
     shared: &'a Shared,
     memory_mib: u64,
 }
 
 impl<'a> Reserved<'a> {
     /// The caller has looked whether there is room, and has not let go of the fleet since.
-    fn new(shared: &'a Shared, fleet: &mut Fleet, memory_mib: u32) -> Self {
+    pub fn new(shared: &'a Shared, fleet: &mut Fleet, memory_mib: u32) -> Self {
         let memory_mib = u64::from(memory_mib);
         fleet.admitting_mib += memory_mib;
         Self { shared, memory_mib }
@@ -324,27 +324,6 @@ impl Engine {
         })
     }
 
-    /// Takes the memory of a machine that has none and is to run again.
-    fn take_memory(&self, machine: &Machine) -> Result<Option<Reserved<'_>>, Error> {
-        if !matches!(machine.status, Status::Stopped | Status::Failed) {
-            return Ok(None);
-        }
-        let shared = self.shared.as_ref();
-        let size = Size {
-            vcpu: machine.vcpu,
-            memory_mib: machine.memory_mib,
-            disk_gib: machine.disk_gib,
-        };
-        let idle = Host::of(&shared.config.data_dir)?;
-        let mut fleet = shared.fleet();
-        let host = Host {
-            machines: 0,
-            ..with_promises(idle, &fleet)
-        };
-        admission::room(&shared.config, &host, &size)?;
-        Ok(Some(Reserved::new(shared, &mut fleet, size.memory_mib)))
-    }
-
     async fn replay(&self, idempotency: &Idempotency) -> Result<Option<Machine>, Error> {
         let Some(row) = self
             .shared
@@ -409,7 +388,7 @@ impl Engine {
     }
 
     /// The runtimes that can do something.
-    async fn able(&self, can: impl Fn(&dyn Runtime) -> bool) -> Vec<RuntimeInfo> {
+    pub(crate) async fn able(&self, can: impl Fn(&dyn Runtime) -> bool) -> Vec<RuntimeInfo> {
         let mut able = Vec::new();
         for runtime in self.shared.runtimes.iter() {
             if can(runtime.as_ref()) {
@@ -478,100 +457,6 @@ impl Engine {
         Ok(Page { items, next })
     }
 
-    /// Wants the machine to run. One that runs is no error.
-    ///
-    /// # Errors
-    /// [`Error::WrongStatus`] while it is being deleted; what is short on the host.
-    pub async fn start(&self, who: &Principal, reference: &str) -> Result<Machine, Error> {
-        access::check(who, Access::Write)?;
-        let _memory = self.take_memory(&self.machine(who, reference)?)?;
-        self.want(who, reference, "start", |record| {
-            if record.wanted != Wanted::Running || plan::status(record) == Status::Failed {
-                // Its guest may have been told to power off: that goes on, and then it is started.
-                record.restart = record.wanted == Wanted::Stopped && plan::came_to_run(record);
-                record.wanted = Wanted::Running;
-                record.generation += 1;
-            }
-        })
-        .await
-    }
-
-    /// Wants the machine to stop: its guest is asked, then it is ended.
-    ///
-    /// # Errors
-    /// [`Error::WrongStatus`] while it is being deleted.
-    pub async fn stop(&self, who: &Principal, reference: &str) -> Result<Machine, Error> {
-        self.want(who, reference, "stop", |record| {
-            if record.wanted != Wanted::Stopped {
-                record.wanted = Wanted::Stopped;
-                record.restart = false;
-                record.generation += 1;
-            }
-        })
-        .await
-    }
-
-    /// Wants the machine to stop and to run again.
-    ///
-    /// # Errors
-    /// [`Error::WrongStatus`] while it is being deleted; what is short on the host for one that is stopped.
-    pub async fn restart(&self, who: &Principal, reference: &str) -> Result<Machine, Error> {
-        access::check(who, Access::Write)?;
-        let _memory = self.take_memory(&self.machine(who, reference)?)?;
-        self.want(who, reference, "restart", |record| {
-            record.wanted = Wanted::Running;
-            record.restart = true;
-            record.generation += 1;
-        })
-        .await
-    }
-
-    /// Wants the machine gone, with its disk. Repeating it is no error while it is on its way out.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`].
-    pub async fn delete(&self, who: &Principal, reference: &str) -> Result<Machine, Error> {
-        access::check(who, Access::Write)?;
-        let machine = self.find_machine(who, reference)?;
-        let current = machine
-            .cell
-            .update(|record| {
-                if record.wanted != Wanted::Deleted {
-                    record.wanted = Wanted::Deleted;
-                    record.generation += 1;
-                }
-                Ok(())
-            })
-            .await?;
-        Ok(self.shared.view(&current))
-    }
-
-    async fn want(
-        &self,
-        who: &Principal,
-        reference: &str,
-        verb: &'static str,
-        change: impl FnOnce(&mut MachineRecord),
-    ) -> Result<Machine, Error> {
-        access::check(who, Access::Write)?;
-        let machine = self.find_machine(who, reference)?;
-        let current = machine
-            .cell
-            .update(|record| {
-                if record.wanted == Wanted::Deleted {
-                    return Err(Error::wrong_status(
-                        &record.name,
-                        plan::status(record),
-                        verb,
-                    ));
-                }
-                change(record);
-                Ok(())
-            })
-            .await?;
-        Ok(self.shared.view(&current))
-    }
-
     pub(crate) fn find_machine(
         &self,
         who: &Principal,
@@ -616,7 +501,7 @@ impl Shared {
 
 /// The host with what is promised to the machines that exist or are being admitted. One that is still being stopped has
 /// its memory; one that is being deleted is killed at once.
-fn with_promises(host: Host, fleet: &Fleet) -> Host {
+pub(crate) fn with_promises(host: Host, fleet: &Fleet) -> Host {
     let taken = fleet
         .slots
         .values()

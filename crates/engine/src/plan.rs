@@ -12,6 +12,7 @@
 //!                    ┌──────────────────────────┐               │ crashes ────┼───►└─────────┘
 //!                    │ failed(code, reason)     │               │ or reboots ─┴──► Boot again
 //!                    └──────────────────────────┘
+//!   wanted paused:  running ─► Pause ─► paused ─► Greet when wanted running again; what does not run yet comes to run first
 //!   wanted deleted, from everywhere:  Kill ─► Remove ─► the record is gone
 //!   unknown: a process may be there and cannot be proved to be ours: nothing is done until it can
 //! ```
@@ -53,8 +54,10 @@ pub enum Step {
     Prepare,
     /// Start the VMM.
     Boot,
-    /// Reach the agent, give it its identity, and record that the machine runs.
+    /// Let it execute where it was paused, reach the agent, give it its identity, and record that the machine runs.
     Greet,
+    /// Stop its execution, and record that.
+    Pause,
     /// Ask the guest to power off, and end the VMM when it does not.
     ShutDown,
     /// End the VMM.
@@ -81,15 +84,17 @@ pub fn next(record: &MachineRecord, facts: &Facts) -> Step {
 
         (Life::Alive, Wanted::Deleted) => Step::Kill,
         (Life::Alive, Wanted::Stopped) => Step::ShutDown,
-        (Life::Alive, Wanted::Running) if given_up => Step::Kill,
-        (Life::Alive, Wanted::Running) if record.restart => Step::ShutDown,
-        (Life::Alive, Wanted::Running) => {
-            if facts.greeted && record.observed == Observed::Running {
-                Step::Rest
-            } else {
-                Step::Greet
-            }
-        }
+        (Life::Alive, Wanted::Running | Wanted::Paused) if given_up => Step::Kill,
+        (Life::Alive, Wanted::Running | Wanted::Paused) if record.restart => Step::ShutDown,
+        (Life::Alive, Wanted::Paused) => match record.observed {
+            Observed::Paused if record.served == record.generation => Step::Rest,
+            _ if came_to_run(record) => Step::Pause,
+            _ => Step::Greet,
+        },
+        (Life::Alive, Wanted::Running) => match record.observed {
+            Observed::Running if facts.greeted => Step::Rest,
+            _ => Step::Greet,
+        },
 
         (Life::None(_), Wanted::Deleted) => Step::Remove,
         (Life::None(exit), Wanted::Stopped) => {
@@ -100,15 +105,15 @@ pub fn next(record: &MachineRecord, facts: &Facts) -> Step {
                 Step::NoteStopped(exit.clone())
             }
         }
-        (Life::None(_), Wanted::Running) if given_up => Step::Rest,
-        (Life::None(_), Wanted::Running) if record.restart => Step::NoteRestarting,
-        (Life::None(exit), Wanted::Running) if came_to_run(record) => match exit {
+        (Life::None(_), Wanted::Running | Wanted::Paused) if given_up => Step::Rest,
+        (Life::None(_), Wanted::Running | Wanted::Paused) if record.restart => Step::NoteRestarting,
+        (Life::None(exit), Wanted::Running | Wanted::Paused) if came_to_run(record) => match exit {
             Some(Exit::Reboot) => Step::Boot,
             Some(exit) => Step::NoteStopped(Some(exit.clone())),
             None => Step::NoteStopped(Some(Exit::Lost)),
         },
-        (Life::None(_), Wanted::Running) if facts.files => Step::Boot,
-        (Life::None(_), Wanted::Running) => Step::Prepare,
+        (Life::None(_), Wanted::Running | Wanted::Paused) if facts.files => Step::Boot,
+        (Life::None(_), Wanted::Running | Wanted::Paused) => Step::Prepare,
     }
 }
 
@@ -116,16 +121,19 @@ pub fn next(record: &MachineRecord, facts: &Facts) -> Step {
 pub fn came_to_run(record: &MachineRecord) -> bool {
     matches!(
         record.observed,
-        Observed::Running | Observed::Unknown { .. }
+        Observed::Running | Observed::Paused | Observed::Unknown { .. }
     )
+}
+
+/// Whether a machine has a process at this level.
+pub fn is_up(wanted: Wanted) -> bool {
+    matches!(wanted, Wanted::Running | Wanted::Paused)
 }
 
 /// Whether a newer wish makes going on with `step` pointless. Only steps that wait for a guest are asked.
 pub fn superseded(step: &Step, record: &MachineRecord) -> bool {
     match step {
-        Step::Boot | Step::Greet | Step::Prepare => {
-            record.wanted != Wanted::Running || record.restart
-        }
+        Step::Boot | Step::Greet | Step::Prepare => !is_up(record.wanted) || record.restart,
         Step::ShutDown => record.wanted == Wanted::Deleted,
         _ => false,
     }
@@ -138,7 +146,11 @@ pub fn status(record: &MachineRecord) -> Status {
         (_, Wanted::Deleted) => Status::Deleting,
         (Observed::Failed { .. }, _) if record.served == record.generation => Status::Failed,
         (Observed::Running, Wanted::Running) if !record.restart => Status::Running,
-        (_, Wanted::Running) => Status::Starting,
+        (Observed::Paused, Wanted::Paused) if record.served == record.generation => Status::Paused,
+        (Observed::Running | Observed::Paused, Wanted::Paused) if !record.restart => {
+            Status::Pausing
+        }
+        (_, Wanted::Running | Wanted::Paused) => Status::Starting,
         // Unserved, a start that was taken back may still be on its way.
         (Observed::Stopped, Wanted::Stopped) if record.served == record.generation => {
             Status::Stopped

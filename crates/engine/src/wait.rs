@@ -85,11 +85,12 @@ fn arrival<'a>(
             name: record.name.to_string(),
             reason: reason.clone(),
         })),
-        (Status::Stopped, _) if wanted == Status::Running => Some(Err(Error::wrong_status(
-            &record.name,
-            status,
-            "come to run",
-        ))),
+        (Status::Stopped | Status::Paused, _) if wanted == Status::Running => Some(Err(
+            Error::wrong_status(&record.name, status, "come to run"),
+        )),
+        (Status::Stopped, _) if wanted == Status::Paused => {
+            Some(Err(Error::wrong_status(&record.name, status, "be paused")))
+        }
         (Status::Deleting, _) => Some(Err(Error::wrong_status(&record.name, status, "come back"))),
         _ => None,
     }

@@ -111,18 +111,35 @@ impl CloudHypervisor {
 
     /// Waits until the guest runs and the API says so too.
     async fn ready(&self, dir: &MachineDir) -> Result<(), Error> {
-        #[derive(Deserialize)]
-        struct Info {
-            state: String,
-        }
         booted(dir).await?;
-        let info: Info = self.api(dir).ready("vm.info").await?;
-        match info.state.as_str() {
+        match self.state(dir).await?.as_str() {
             "Running" => Ok(()),
             state => Err(Error::Monitor {
                 command: "vm.info",
                 answer: process::printable(state.as_bytes(), 64),
             }),
+        }
+    }
+
+    async fn state(&self, dir: &MachineDir) -> Result<String, Error> {
+        #[derive(Deserialize)]
+        struct Info {
+            state: String,
+        }
+        let info: Info = self.api(dir).ready("vm.info").await?;
+        Ok(info.state)
+    }
+
+    /// Gives an order that is refused to a machine that is already as it wants it.
+    async fn bring_to(
+        &self,
+        state: &str,
+        dir: &MachineDir,
+        order: &'static str,
+    ) -> Result<(), Error> {
+        match self.api(dir).order(order).await {
+            Err(Error::Monitor { .. }) if self.state(dir).await? == state => Ok(()),
+            outcome => outcome,
         }
     }
 }
@@ -193,11 +210,11 @@ impl Runtime for CloudHypervisor {
     }
 
     async fn pause(&self, dir: &MachineDir) -> Result<(), Error> {
-        self.api(dir).order("vm.pause").await
+        self.bring_to("Paused", dir, "vm.pause").await
     }
 
     async fn resume(&self, dir: &MachineDir) -> Result<(), Error> {
-        self.api(dir).order("vm.resume").await
+        self.bring_to("Running", dir, "vm.resume").await
     }
 
     async fn channel(&self, dir: &MachineDir) -> Result<Channel, Error> {

@@ -117,19 +117,23 @@ impl Firecracker {
 
     /// Waits until the guest runs. The API answers only when all is made.
     async fn ready(&self, dir: &MachineDir) -> Result<(), Error> {
-        #[derive(Deserialize)]
-        struct Info {
-            state: String,
-        }
-        let own = own(dir)?;
-        let info: Info = self.api(dir, &own).ready("/").await?;
-        match info.state.as_str() {
+        match self.state(dir).await?.as_str() {
             "Running" => Ok(()),
             state => Err(Error::Monitor {
                 command: "/",
                 answer: process::printable(state.as_bytes(), 64),
             }),
         }
+    }
+
+    async fn state(&self, dir: &MachineDir) -> Result<String, Error> {
+        #[derive(Deserialize)]
+        struct Info {
+            state: String,
+        }
+        let own = own(dir)?;
+        let info: Info = self.api(dir, &own).ready("/").await?;
+        Ok(info.state)
     }
 
     /// Refuses what it could only refuse less clearly.
@@ -227,6 +231,10 @@ impl Runtime for Firecracker {
     }
 
     async fn resume(&self, dir: &MachineDir) -> Result<(), Error> {
+        // Of one that runs it would reset what goes through the vsock.
+        if self.state(dir).await? == "Running" {
+            return Ok(());
+        }
         let state = json!({"state": "Resumed"});
         self.api(dir, &own(dir)?).patch("/vm", &state).await
     }

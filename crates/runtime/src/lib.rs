@@ -158,10 +158,10 @@ pub trait Runtime: Send + Sync {
     /// cannot be proved is [`Error::Unproved`], and nothing is done to it.
     async fn kill(&self, dir: &MachineDir) -> Result<(), Error>;
 
-    /// Stops execution; memory stays.
+    /// Stops execution; memory stays. One that is paused is no error.
     async fn pause(&self, dir: &MachineDir) -> Result<(), Error>;
 
-    /// Goes on after `pause`. A [`Channel::Connection`] that was open then may be lost without a sign of it: open
+    /// Goes on after `pause`; one that runs is no error. A [`Channel::Connection`] that was open then may be lost without a sign of it: open
     /// another.
     async fn resume(&self, dir: &MachineDir) -> Result<(), Error>;
 

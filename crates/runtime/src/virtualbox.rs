@@ -327,6 +327,27 @@ impl VirtualBox {
         manage.run(dir.path(), &what, CONTROL).await.map(drop)
     }
 
+    /// Gives an order that is refused to a machine that is already in the state `as_it_is`.
+    async fn bring_to(
+        &self,
+        as_it_is: &str,
+        dir: &MachineDir,
+        order: &'static str,
+    ) -> Result<(), Error> {
+        let refused = match self.control(dir, order).await {
+            Err(refused @ Error::Refused { .. }) => refused,
+            outcome => return outcome,
+        };
+        let clone = self.running(dir).await?;
+        match self.show(dir.path(), &clone.show()).await? {
+            Some(Info {
+                state: State::On(state),
+                ..
+            }) if state == as_it_is => Ok(()),
+            _ => Err(refused),
+        }
+    }
+
     /// Says more about an end than an exit code does.
     async fn explain(&self, dir: &MachineDir, mut report: ExitReport) -> ExitReport {
         if report.exit != (Exit::Code { code: 0 }) {
@@ -654,11 +675,11 @@ impl Runtime for VirtualBox {
     }
 
     async fn pause(&self, dir: &MachineDir) -> Result<(), Error> {
-        self.control(dir, "pause").await
+        self.bring_to("paused", dir, "pause").await
     }
 
     async fn resume(&self, dir: &MachineDir) -> Result<(), Error> {
-        self.control(dir, "resume").await
+        self.bring_to("running", dir, "resume").await
     }
 
     async fn channel(&self, dir: &MachineDir) -> Result<Channel, Error> {

@@ -80,8 +80,8 @@ impl Suite {
     }
 }
 
-/// Whether a test is of a real VMM with KVM: what every runtime must do, whole lives of machines, and a server's death
-/// for those that only run here. The others say the same where everything is emulated once.
+/// Whether a test is of a real VMM with KVM: what every runtime must do, whole lives of machines, and pauses, networks
+/// and a server's death for those that only run here. The others say the same where everything is emulated once.
 fn needs_kvm(name: &str) -> bool {
     let modules = [
         "conformance::",
@@ -90,9 +90,13 @@ fn needs_kvm(name: &str) -> bool {
         "clones::",
         "cloud_hypervisor::",
         "life::",
+        "pause::",
+        "egress::",
         "crash::",
     ];
-    let is_elsewhere = name.starts_with("crash::") && name.contains("qemu");
+    let here_too = ["pause::", "egress::", "crash::"];
+    let is_elsewhere =
+        here_too.iter().any(|module| name.starts_with(module)) && name.contains("qemu");
     let vmms = [
         "qemu",
         "firecracker",
@@ -135,6 +139,8 @@ impl Results {
             "network::",
             "clones::",
             "life::",
+            "pause::",
+            "egress::",
         ];
         of_all.iter().any(|module| test.name.starts_with(module))
             && self

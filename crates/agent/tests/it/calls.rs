@@ -188,7 +188,7 @@ async fn quiesce_freezes_processes_until_thaw_or_configure() {
                     .await
                     .unwrap(),
             ),
-            false => drop(again.thaw(pb::ThawRequest {}).await.unwrap()),
+            false => drop(again.thaw(pb::ThawRequest::default()).await.unwrap()),
         }
         until("it ticks again", || ticks() > frozen_at).await;
         let hello = again

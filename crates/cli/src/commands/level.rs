@@ -1,4 +1,4 @@
-//! `hutch start`, `stop` and `restart`: the levels that machines are wanted at.
+//! `hutch start`, `stop`, `restart`, `pause` and `resume`: the levels that machines are wanted at.
 
 use std::process::ExitCode;
 
@@ -18,6 +18,10 @@ pub enum Level {
     Stop,
     /// That it stops and runs again.
     Restart,
+    /// That it keeps its memory and does not execute.
+    Pause,
+    /// That it goes on.
+    Resume,
 }
 
 /// Which machines.
@@ -37,6 +41,8 @@ pub async fn run(level: Level, args: Args, app: &App) -> Result<ExitCode, Error>
         let target = match level {
             Level::Start => client.start(machine, None).await.map(|_| Status::Running),
             Level::Stop => client.stop(machine, None).await.map(|_| Status::Stopped),
+            Level::Pause => client.pause(machine, None).await.map(|_| Status::Paused),
+            Level::Resume => client.resume(machine, None).await.map(|_| Status::Running),
             Level::Restart => client.restart(machine, None).await.map(|_| Status::Running),
         }?;
         if !args.no_wait {

@@ -35,7 +35,7 @@ async fn every_command_has_a_line_of_help_and_examples() {
     }
     assert_eq!(
         seen,
-        1 + 20 + 5 + 2 + 1 + 5,
+        1 + 22 + 5 + 2 + 1 + 5,
         "commands, verbs of image, of runtime, of agent and of port"
     );
 }

@@ -193,6 +193,16 @@ impl Client {
         self.verb(reference, "restart", wait).await
     }
 
+    /// `POST /v1/machines/{id}/pause`. With `wait` it answers when it is paused.
+    pub async fn pause(&self, reference: &str, wait: Option<Duration>) -> Result<Machine, Error> {
+        self.verb(reference, "pause", wait).await
+    }
+
+    /// `POST /v1/machines/{id}/resume`. With `wait` it answers when it runs.
+    pub async fn resume(&self, reference: &str, wait: Option<Duration>) -> Result<Machine, Error> {
+        self.verb(reference, "resume", wait).await
+    }
+
     /// `PUT /v1/machines/{id}/network`.
     pub async fn set_network(
         &self,

@@ -58,6 +58,35 @@ fn a_running_machine_rests_and_is_greeted_again_when_its_agent_is_lost() {
 }
 
 #[test]
+fn a_paused_machine_rests_and_goes_on_when_it_is_wanted_to() {
+    let mut machine = record(Wanted::Paused, Observed::Running);
+    machine.generation += 1;
+    assert_eq!(status(&machine), Status::Pausing);
+    assert_eq!(next(&machine, &facts(Life::Alive)), Step::Pause);
+    machine.observed = Observed::Paused;
+    machine.served = machine.generation;
+    assert_eq!(status(&machine), Status::Paused);
+    // Nobody has a session with it, and nobody is to have one.
+    assert_eq!(next(&machine, &facts(Life::Alive)), Step::Rest);
+    let died = facts(Life::None(Some(Exit::Signal { signal: 9 })));
+    assert!(matches!(next(&machine, &died), Step::NoteStopped(Some(_))));
+    machine.wanted = Wanted::Stopped;
+    machine.generation += 1;
+    assert_eq!(next(&machine, &facts(Life::Alive)), Step::ShutDown);
+    machine.wanted = Wanted::Running;
+    assert_eq!(status(&machine), Status::Starting);
+    assert_eq!(next(&machine, &facts(Life::Alive)), Step::Greet);
+}
+
+#[test]
+fn a_machine_that_is_still_starting_comes_to_run_before_it_is_paused() {
+    let new = record(Wanted::Paused, Observed::Absent);
+    assert_eq!(status(&new), Status::Starting);
+    assert_eq!(next(&new, &facts(Life::None(None))), Step::Boot);
+    assert_eq!(next(&new, &facts(Life::Alive)), Step::Greet);
+}
+
+#[test]
 fn a_guest_that_reboots_is_booted_and_one_that_ends_is_stopped() {
     let running = record(Wanted::Running, Observed::Running);
     assert_eq!(
@@ -150,12 +179,14 @@ fn any_facts() -> impl Strategy<Value = Facts> {
 fn any_record() -> impl Strategy<Value = MachineRecord> {
     let wanted = prop_oneof![
         Just(Wanted::Running),
+        Just(Wanted::Paused),
         Just(Wanted::Stopped),
         Just(Wanted::Deleted)
     ];
     let observed = prop_oneof![
         Just(Observed::Absent),
         Just(Observed::Running),
+        Just(Observed::Paused),
         Just(Observed::Stopped),
         Just(failed()),
         Just(Observed::Unknown { reason: "?".into() }),
@@ -163,7 +194,7 @@ fn any_record() -> impl Strategy<Value = MachineRecord> {
     (wanted, observed, any::<bool>(), 0..2u64).prop_map(|(wanted, observed, restart, ahead)| {
         let base = record(wanted, observed);
         MachineRecord {
-            restart: restart && wanted == Wanted::Running,
+            restart: restart && is_up(wanted),
             generation: base.served + ahead,
             ..base
         }
@@ -183,6 +214,13 @@ fn perform(
         Step::Greet => {
             facts.greeted = true;
             record.observed = Observed::Running;
+            if record.wanted == Wanted::Running {
+                record.served = record.generation;
+            }
+        }
+        Step::Pause => {
+            facts.greeted = false;
+            record.observed = Observed::Paused;
             record.served = record.generation;
         }
         Step::ShutDown | Step::Kill => {
@@ -228,6 +266,9 @@ proptest! {
             Some((record, _)) if unproved => prop_assert_eq!(status(&record), Status::Unknown),
             Some((record, facts)) => {
                 prop_assert!(wanted != Wanted::Deleted);
+                if wanted == Wanted::Paused && facts.life == Life::Alive {
+                    prop_assert_eq!(status(&record), Status::Paused);
+                }
                 if wanted == Wanted::Stopped {
                     prop_assert_eq!(status(&record), Status::Stopped);
                     prop_assert!(matches!(facts.life, Life::None(_)));
@@ -248,7 +289,7 @@ proptest! {
     fn effects_fit_the_process(record in any_record(), facts in any_facts()) {
         match next(&record, &facts) {
             Step::Remove | Step::Boot | Step::Prepare => prop_assert!(matches!(facts.life, Life::None(_))),
-            Step::Kill | Step::ShutDown | Step::Greet => prop_assert_eq!(facts.life, Life::Alive),
+            Step::Kill | Step::ShutDown | Step::Greet | Step::Pause => prop_assert_eq!(facts.life, Life::Alive),
             _ => {}
         }
     }

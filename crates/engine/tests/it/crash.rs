@@ -41,7 +41,7 @@ fn dies(server: Runtime, lab: Lab) -> Home {
 }
 
 /// A server that dies a moment after `work` has begun, and the one after it.
-fn after_a_crash<W, T>(work: W, then: T)
+pub fn after_a_crash<W, T>(work: W, then: T)
 where
     W: AsyncFnOnce(&Lab),
     T: AsyncFnOnce(&Lab),
@@ -109,12 +109,13 @@ fn a_crash_at_any_moment_loses_no_wish_and_leaves_nothing() {
     for ms in [0, 1, 3, 6, 10, 20, 35, 60, 100, 200] {
         after_a_crash(
             async |lab| {
-                for name in ["stop", "delete", "restart"] {
+                for name in ["stop", "delete", "restart", "pause"] {
                     lab.running(name).await;
                 }
                 lab.create("create").await.unwrap();
                 lab.stop("stop").await;
                 lab.restart("restart").await;
+                lab.engine.pause(&lab.who, "pause").await.unwrap();
                 lab.engine.delete(&lab.who, "delete").await.unwrap();
                 tokio::time::sleep(Duration::from_millis(ms)).await;
             },
@@ -123,12 +124,14 @@ fn a_crash_at_any_moment_loses_no_wish_and_leaves_nothing() {
                     lab.wait(name, Status::Running).await.unwrap();
                     assert_eq!(lab.sh(name, "echo up").await.unwrap().stdout, "up\n");
                 }
+                lab.wait("pause", Status::Paused).await.unwrap();
+                assert_eq!(lab.sh("pause", "echo up").await.unwrap().stdout, "up\n");
                 lab.wait("stop", Status::Stopped).await.unwrap();
                 while lab.engine.machine(&lab.who, "delete").is_ok() {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-                assert_eq!(lab.home.settle(2 * PROCESSES), 2 * PROCESSES);
-                for name in ["create", "restart", "stop"] {
+                assert_eq!(lab.home.settle(3 * PROCESSES), 3 * PROCESSES);
+                for name in ["create", "restart", "stop", "pause"] {
                     lab.delete(name).await;
                 }
                 assert_eq!(lab.home.left(), []);

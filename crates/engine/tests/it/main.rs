@@ -8,5 +8,6 @@ mod images;
 mod inside;
 mod lab;
 mod life;
+mod pause;
 mod races;
 mod sick;

@@ -160,9 +160,10 @@ impl Session {
         .map(drop)
     }
 
-    /// Ends [`Session::quiesce`] in the machine that goes on.
-    pub async fn thaw(&self) -> Result<()> {
-        let request = pb::ThawRequest {};
+    /// Ends [`Session::quiesce`], or a pause, in the machine that goes on: its clock, which stood still meanwhile, is set
+    /// to `clock_unix_ms` (UTC, milliseconds since 1970). Where nothing is frozen, only that.
+    pub async fn thaw(&self, clock_unix_ms: i64) -> Result<()> {
+        let request = pb::ThawRequest { clock_unix_ms };
         self.unary("Thaw", deadlines::THAW, |mut agent| async move {
             agent.thaw(request).await
         })

@@ -40,7 +40,7 @@ async fn every_call_reaches_an_honest_agent() {
         ("hostname", "a\\ndouble")
     );
     session.quiesce().await.unwrap();
-    session.thaw().await.unwrap();
+    session.thaw(0).await.unwrap();
 
     let process = StartProcess {
         process_id: "p".into(),

@@ -330,6 +330,11 @@ fn control(home: &Home, mut vm: Vm, what: &str) -> Result<(), Refusal> {
         "acpipowerbutton" => ("system_powerdown", "running"),
         _ => return refuse(format!("Syntax error: {what}")),
     };
+    if what != "acpipowerbutton" && vm.state == state {
+        return refuse(format!(
+            "The machine is {state} already (VBOX_E_INVALID_VM_STATE)"
+        ));
+    }
     let mut stream = loop {
         let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid));
         if stat?.contains(") T ") {

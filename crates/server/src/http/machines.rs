@@ -26,6 +26,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(start))
         .routes(routes!(stop))
         .routes(routes!(restart))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
         .routes(routes!(set_network))
         .routes(routes!(wait))
         .routes(routes!(logs))
@@ -274,6 +276,21 @@ level!(
     "It runs again."
 );
 
+level!(
+    pause,
+    "/v1/machines/{id}/pause",
+    Paused,
+    "Pause a machine",
+    "It is paused."
+);
+level!(
+    resume,
+    "/v1/machines/{id}/resume",
+    Running,
+    "Let a paused machine go on",
+    "It runs."
+);
+
 /// Give a machine another network policy
 ///
 /// It holds for the next packet. Connections that it denies are ended, others go on. What is left out gets its default.
@@ -297,6 +314,8 @@ async fn set_network(
 enum Awaited {
     Starting,
     Running,
+    Pausing,
+    Paused,
     Stopping,
     Stopped,
     Failed,
@@ -332,6 +351,8 @@ async fn wait(
     let target = match query.status {
         Awaited::Starting => Target::Status(Status::Starting),
         Awaited::Running => Target::Status(Status::Running),
+        Awaited::Pausing => Target::Status(Status::Pausing),
+        Awaited::Paused => Target::Status(Status::Paused),
         Awaited::Stopping => Target::Status(Status::Stopping),
         Awaited::Stopped => Target::Status(Status::Stopped),
         Awaited::Failed => Target::Status(Status::Failed),
