@@ -257,15 +257,9 @@ impl Bridge {
     /// # Errors
     /// The kernel refuses.
     pub fn remove(mut self) -> Result<bool> {
-        let name = &self.config.name;
-        let ports = bridge::ports(&mut self.socket, self.index);
-        let ports = ports.map_err(kernel("list the ports of", name))?;
-        if !self.ours || !ports.is_empty() {
-            return Ok(false);
-        }
-        match self.socket.apply(&[route::delete(self.index)]) {
-            Err(error) if error.errno() == Some(Errno::NODEV) => Ok(true),
-            done => Ok(done.map(|()| true).map_err(kernel("remove", name))?),
+        match self.ours {
+            true => remove(&mut self.socket, self.index, &self.config.name),
+            false => Ok(false),
         }
     }
 
@@ -375,13 +369,7 @@ impl Bridge {
     }
 
     fn forget(&mut self, address: IpAddr) -> Result<()> {
-        let message = route::delete_neighbour(self.index, address);
-        match self.socket.apply(&[message]) {
-            Err(error) if error.errno() != Some(Errno::NOENT) => {
-                Err(kernel("forget a neighbour of", &self.config.name)(error).into())
-            }
-            _ => Ok(()),
-        }
+        forget(&mut self.socket, self.index, address, &self.config.name)
     }
 }
 
@@ -402,6 +390,51 @@ pub fn inventory(instance: &str, number: NonZeroU16) -> Result<Vec<Found>> {
         all.extend(known.map(|(address, _)| Found::Neighbour(link.name.clone(), address)));
     }
     Ok(all)
+}
+
+/// Removes what an instance without machines and without a server has on bridges of this host; bridges that it made stay
+/// when others have ports in them. Returns whether there was anything to remove.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn clear(instance: &str, number: NonZeroU16) -> Result<bool> {
+    let what = "clear";
+    let mut socket = Socket::open(Protocol::Route).map_err(kernel(what, "bridges"))?;
+    let links = route::links(&mut socket, "").map_err(kernel(what, "bridges"))?;
+    let mut any = false;
+    for link in links.into_iter().filter(|link| link.kind == KIND) {
+        let ours = link.alias == alias(instance);
+        if ours && remove(&mut socket, link.index, &link.name)? {
+            any = true;
+            continue;
+        }
+        for (address, _) in neighbours(&mut socket, link.index, &link.name, number)? {
+            forget(&mut socket, link.index, address, &link.name)?;
+            any = true;
+        }
+    }
+    Ok(any)
+}
+
+/// Removes a bridge, unless it has a port; returns whether it is gone.
+fn remove(socket: &mut Socket, index: u32, name: &str) -> Result<bool> {
+    let ports = bridge::ports(socket, index);
+    if !ports.map_err(kernel("list the ports of", name))?.is_empty() {
+        return Ok(false);
+    }
+    match socket.apply(&[route::delete(index)]) {
+        Err(error) if error.errno() == Some(Errno::NODEV) => Ok(true),
+        done => Ok(done.map(|()| true).map_err(kernel("remove", name))?),
+    }
+}
+
+fn forget(socket: &mut Socket, bridge: u32, address: IpAddr, name: &str) -> Result<()> {
+    match socket.apply(&[route::delete_neighbour(bridge, address)]) {
+        Err(error) if error.errno() != Some(Errno::NOENT) => {
+            Err(kernel("forget a neighbour of", name)(error).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The MAC of a slot's machine, which no other one on the bridge has: the instance's number and the slot.

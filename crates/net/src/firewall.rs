@@ -14,7 +14,7 @@ use hutch_netlink::{Protocol, Socket, conntrack};
 use rustix::io::Errno;
 
 use crate::elements::{Elements, Machine, Policy, at_port, difference, elements, mark, padded};
-use crate::rules::{Link, Rules, octets};
+use crate::rules::{self, Link, Rules, octets};
 
 /// Why the firewall is not as it was to be.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +101,60 @@ pub fn probe() -> Result<()> {
         table: "of machines".to_owned(),
         source,
     })
+}
+
+/// What an instance has of nf_tables here, whether a server keeps it or not: `FAMILY NAME` of each table.
+///
+/// # Errors
+/// The kernel has no nf_tables, or does not let us.
+pub fn inventory(tag: &str) -> Result<Vec<String>> {
+    let found = Nft::open().and_then(|mut nft| tables(&mut nft, tag));
+    let words = |table: Table| {
+        let family = match table.family {
+            Family::Inet => "inet",
+            Family::Arp => "arp",
+            Family::Bridge => "bridge",
+        };
+        format!("{family} {}", table.name)
+    };
+    match found {
+        Ok(tables) => Ok(tables.into_iter().map(words).collect()),
+        Err(source) => Err(refused(tag, source)),
+    }
+}
+
+/// Removes the tables of an instance that has no machine and no server; returns whether there were any.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn clear(tag: &str) -> Result<bool> {
+    let cleared = Nft::open().and_then(|mut nft| {
+        let tables = tables(&mut nft, tag)?;
+        let mut batch = Batch::default();
+        tables.iter().for_each(|table| batch.delete_table(table));
+        nft.commit(&batch, None)?;
+        Ok(!tables.is_empty())
+    });
+    cleared.map_err(|source| refused(tag, source))
+}
+
+fn tables(nft: &mut Nft, tag: &str) -> hutch_netlink::Result<Vec<Table>> {
+    let mut all = Vec::new();
+    for family in keep::FAMILIES {
+        let name = rules::table(tag);
+        let table = Table { family, name };
+        if nft.table(&table)?.is_some() {
+            all.push(table);
+        }
+    }
+    Ok(all)
+}
+
+fn refused(tag: &str, source: hutch_netlink::Error) -> Error {
+    Error::Kernel {
+        table: rules::table(tag),
+        source,
+    }
 }
 
 /// What the firewalls of instances differ in.
@@ -344,17 +398,9 @@ impl Firewall {
     /// The kernel refuses.
     pub fn destroy(&mut self) -> Result<()> {
         let mut batch = Batch::default();
-        for family in keep::FAMILIES {
-            let table = self.table(family);
-            if self
-                .nft
-                .table(&table)
-                .map_err(|source| self.failed(source))?
-                .is_some()
-            {
-                batch.delete_table(&table);
-            }
-        }
+        let tables = tables(&mut self.nft, &self.config.rules.tag);
+        let tables = tables.map_err(|source| self.failed(source))?;
+        tables.iter().for_each(|table| batch.delete_table(table));
         self.sound = None;
         self.machines.clear();
         self.learned = names::Learned::default();

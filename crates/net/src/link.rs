@@ -268,6 +268,18 @@ impl Links {
         Ok(alone)
     }
 
+    /// The networks that the instance `number` claims here.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn claims(&mut self, number: NonZeroU16) -> Result<Vec<Cidr>> {
+        let routes = self.destinations()?.into_iter();
+        let claims = routes
+            .filter(|route| route.protocol == PROTOCOL && route.priority == claim(number))
+            .map(|route| Cidr::new(route.to.0, route.to.1));
+        Ok(claims.collect())
+    }
+
     /// Gives a network up. One that is not claimed is given up already.
     ///
     /// # Errors

@@ -67,10 +67,15 @@ pub(crate) struct Chain {
     pub(crate) rules: Vec<Rule>,
 }
 
+/// The name that all tables of an instance have.
+pub(crate) fn table(tag: &str) -> String {
+    format!("hutch_{tag}")
+}
+
 impl Rules {
     /// The name of the tables.
     pub fn table(&self) -> String {
-        format!("hutch_{}", self.tag)
+        table(&self.tag)
     }
 
     /// How the names of taps begin.

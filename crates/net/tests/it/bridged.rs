@@ -373,6 +373,29 @@ fn our_bridge_is_made_kept_repaired_and_removed_when_it_is_empty() {
     });
 }
 
+#[test]
+fn what_an_instance_left_on_bridges_is_removed_without_it() {
+    in_own_network(|| {
+        let own = PLACE.machine(1);
+        assert!(!bridge::clear("test", NUMBER).unwrap());
+        let mut opened = Bridge::open(bridge_config(BRIDGE)).unwrap();
+        let Ok(tap) = sys::tap(&own.label) else {
+            return eprintln!("skipped: no tap to be had");
+        };
+        opened.attach(&own, "mch-test").unwrap();
+        drop(opened);
+        assert!(!bridge::clear("other", NonZeroU16::MIN).unwrap());
+        assert_eq!(bridge::inventory("test", NUMBER).unwrap().len(), 4);
+        // It stays as long as something is in it.
+        assert!(bridge::clear("test", NUMBER).unwrap());
+        let left = [Found::Bridge(BRIDGE.into())];
+        assert_eq!(bridge::inventory("test", NUMBER).unwrap(), left);
+        drop(tap);
+        assert!(bridge::clear("test", NUMBER).unwrap());
+        assert_eq!(bridge::inventory("test", NUMBER).unwrap(), []);
+    });
+}
+
 fn instance(tag: &str, number: u16, rules: Link, gateway: Ipv4Addr) -> Config {
     let mut config = PLACE.config(false);
     config.rules.tag = tag.into();
