@@ -1,12 +1,15 @@
 //! What machines reach, and what reaches them: in a world of the test's own.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::time::Duration;
 
+use hutch_contract::expose::{Access, PortKind, PublishPort};
 use hutch_contract::machine::CreateMachine;
 use hutch_contract::network::{Egress, NetworkMode, NetworkPolicy};
 use hutch_netlink::nft::{Batch, Family, Nft, Table};
 use hutch_netlink::{Protocol, Socket, route};
+use hutch_store::{SqliteStore, Store};
 use hutch_tests::world::{HOST, METADATA, OTHER, PRIVATE, PUBLIC, World};
 use hutch_tests::{Lab, Runtime, lab};
 
@@ -183,36 +186,156 @@ fn ours(world: &World) -> Vec<String> {
 #[tokio::test]
 async fn two_hundred_rounds_leave_nothing() {
     let Some(world) = World::new() else { return };
-    let lab = lab!(Runtime::Stub).inside(&world).start().await;
+    let lab = lab!(Runtime::Stub).inside(&world);
+    // All ports of the world's host are the lab's own.
+    let (first, last) = (20_001, 20_100);
+    let lab = lab.env("PORT_MIN", &first.to_string());
+    let mut lab = lab.env("PORT_MAX", &last.to_string()).start().await;
     lab.busybox().await;
     let before = ours(&world);
+    let bound = || {
+        world.on_host(|| {
+            let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+            (first..=last).filter(|port| !free(port)).count()
+        })
+    };
     for round in 0..10 {
         let names: Vec<_> = (0..20).map(|n| format!("m{round}-{n}")).collect();
         let client = lab.client();
-        let made = names.iter().map(|name| lab.create(name));
+        let made = names.iter().map(|name| {
+            let request = CreateMachine {
+                ports: vec![PublishPort {
+                    guest_port: PORT,
+                    host_port: None,
+                    bind: None,
+                }],
+                ssh: true,
+                access: Access::Public,
+                ..lab.request(name)
+            };
+            let client = client.clone();
+            async move { client.create(&request, None, Some(LIMIT)).await.unwrap() }
+        });
+        let mut labels = Vec::new();
         for machine in futures::future::join_all(made).await {
             let network = machine.network.unwrap();
             assert!(network.ipv4.is_some(), "{network:?}");
+            let kinds: Vec<_> = machine.ports.iter().map(|port| port.kind).collect();
+            assert_eq!(kinds, [PortKind::Ssh, PortKind::Tcp]);
+            let url = machine.url.unwrap();
+            let host = url.strip_prefix("http://").unwrap();
+            labels.push(host.to_owned());
         }
         assert_eq!(
             ours(&world).len(),
             before.len() + 3 * 20,
             "taps and their routes"
         );
+        assert_eq!(bound(), 2 * 20, "ports of the host");
+        // Machines of the stub have nothing that listens.
+        assert_eq!(status(&world, &lab, &labels[0]), 502);
         let gone = names.iter().map(|name| client.delete(name, Some(LIMIT)));
         for gone in futures::future::join_all(gone).await {
             gone.unwrap();
         }
         assert_eq!(ours(&world), before);
+        assert_eq!(status(&world, &lab, &labels[0]), 404);
+        hutch_tests::wait_until("no port is bound", LIMIT, async || bound() == 0).await;
     }
     let table = world.on_host(|| elements(&world_table(&before)));
     assert_eq!(table, 0, "elements of machines that are gone");
-    lab.finish().await;
+    lab.stop().await;
     assert_eq!(
         ours(&world),
         [""; 0],
         "a server without machines takes its network along"
     );
+    assert_eq!(reserved(&lab).await, [""; 0], "in the store");
+    lab.finish().await;
+}
+
+/// The status of an answer that comes by name.
+fn status(world: &World, lab: &Lab, host: &str) -> u16 {
+    world.on_host(|| {
+        let mut stream = TcpStream::connect(("127.0.0.1", lab.gateway())).unwrap();
+        let ask = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(ask.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap().parse().unwrap()
+    })
+}
+
+/// What the store of a server that has ended has for machines: slots that rest are nobody's.
+async fn reserved(lab: &Lab) -> Vec<String> {
+    let store = SqliteStore::open(lab.data_dir().join("hutch.db")).unwrap();
+    let mut all = Vec::new();
+    for prefix in ["machine/", "port/", "host/", "slot/"] {
+        let rows = store.list(prefix, None, 10_000).await.unwrap().into_iter();
+        let rows = rows.map(|row| format!("{:?} {}", row.key, String::from_utf8_lossy(&row.value)));
+        all.extend(rows.filter(|row| !row.contains("\"resting\"")));
+    }
+    all
+}
+
+/// What `inventory()` lists of the network.
+fn network_of(lab: &Lab) -> Vec<String> {
+    let mut all = lab.inventory();
+    all.retain(|item| !item.starts_with("image directory"));
+    let kind = |item: String| item.split(' ').next().unwrap().to_owned();
+    all.into_iter().map(kind).collect()
+}
+
+#[tokio::test]
+async fn a_server_without_machines_leaves_no_network_behind() {
+    for (bridge, its) in [
+        (None, "claimed firewall firewall"),
+        (Some("br0"), "bridge firewall firewall firewall"),
+    ] {
+        let its: Vec<_> = its.split(' ').collect();
+        let Some(world) = World::new() else { return };
+        let mut lab = lab!(Runtime::Stub).inside(&world);
+        if let Some(bridge) = bridge {
+            lab = lab.env("NETWORK_BRIDGE", bridge);
+        }
+        let mut lab = lab.start().await;
+        assert_eq!(network_of(&lab), its);
+        lab.stop().await;
+        assert_eq!(lab.inventory(), [""; 0]);
+
+        // A crash leaves it, and the next server takes it over.
+        lab.restart().await;
+        lab.kill().await;
+        assert_eq!(network_of(&lab), its);
+        lab.restart().await;
+        lab.stop().await;
+        assert_eq!(lab.inventory(), [""; 0]);
+
+        // With a machine, all stays, for its connections go on.
+        lab.restart().await;
+        lab.busybox().await;
+        lab.create("one").await;
+        let with_one = network_of(&lab);
+        assert!(with_one.contains(&"tap".to_owned()), "{with_one:?}");
+        lab.stop().await;
+        assert_eq!(network_of(&lab), with_one);
+        assert_ne!(ours(&world), [""; 0]);
+        lab.restart().await;
+        lab.client().delete("one", Some(LIMIT)).await.unwrap();
+        hutch_tests::wait_until("its network is gone", LIMIT, async || {
+            network_of(&lab) == its
+        })
+        .await;
+
+        // A server that is told to have no network takes away what one that was killed had.
+        lab.kill().await;
+        assert_eq!(network_of(&lab), its);
+        let mut lab = lab.env("HUTCH_NETWORK_MODE", "none");
+        lab.restart().await;
+        assert_eq!(network_of(&lab), [""; 0]);
+        lab.finish().await;
+        assert_eq!(ours(&world), [""; 0]);
+    }
 }
 
 fn world_table(all: &[String]) -> String {

@@ -262,7 +262,7 @@ async fn a_websocket_of_a_machine_goes_through_tls() {
 /// Somebody's Caddy, of another user where that can be.
 async fn somebodys(lab: &Lab) -> (Child, PathBuf) {
     let dir = lab.dir.join("theirs");
-    fs::create_dir(&dir).unwrap();
+    fs::create_dir_all(&dir).unwrap();
     let socket = dir.join("admin.sock");
     let config = serde_json::json!({
         "admin": { "listen": format!("unix/{}", socket.display()), "config": { "persist": false } },
@@ -272,10 +272,18 @@ async fn somebodys(lab: &Lab) -> (Child, PathBuf) {
             "pki": { "certificate_authorities": { "local": { "install_trust": false } } },
         },
     });
-    fs::write(dir.join("theirs.json"), config.to_string()).unwrap();
+    if is_root() {
+        std::os::unix::fs::chown(&dir, Some(65534), Some(65534)).unwrap();
+    }
+    (start_theirs(lab, &config.to_string()), socket)
+}
+
+/// It, with this configuration.
+fn start_theirs(lab: &Lab, config: &str) -> Child {
+    let dir = lab.dir.join("theirs");
+    fs::write(dir.join("theirs.json"), config).unwrap();
     let mut command = match is_root() {
         true => {
-            std::os::unix::fs::chown(&dir, Some(65534), Some(65534)).unwrap();
             let mut command = Command::new("setpriv");
             command.args([
                 "--reuid",
@@ -300,7 +308,7 @@ async fn somebodys(lab: &Lab) -> (Child, PathBuf) {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    (command.kill_on_drop(true).spawn().unwrap(), socket)
+    command.kill_on_drop(true).spawn().unwrap()
 }
 
 #[tokio::test]
@@ -324,12 +332,104 @@ async fn a_caddy_that_runs_gets_our_part_and_may_open_the_socket() {
         assert_eq!(gateway.uid(), 65534);
     }
 
-    // The server's end leaves our part there, and the next server is found by it.
+    // The server's end leaves our part there as long as there are machines, and the next server is found by it.
     lab.stop().await;
+    assert!(has_part(&socket, &lab).await);
     lab.restart().await;
     wait_until("it is served again", LONG, async || is_served(&lab).await).await;
     caddy.kill().await.unwrap();
     assert_eq!(get(&lab, "web", "/", "").await.status, 200);
+    let (mut caddy, _) = somebodys(&lab).await;
+    wait_until("it comes back", LONG, async || is_served(&lab).await).await;
     end(&lab, "web", &pids).await;
+    lab.client().delete("web", Some(LONG)).await.unwrap();
+    lab.stop().await;
+    assert!(!has_part(&socket, &lab).await);
+    caddy.kill().await.unwrap();
+    lab.env("HUTCH_GATEWAY_CADDY", "off").finish().await;
+}
+
+/// The whole configuration of the Caddy at this socket; nothing when there is none.
+async fn configuration(socket: &Path) -> Option<String> {
+    let mut curl = Command::new("curl");
+    // At a socket it takes no other host than none.
+    curl.args(["-q", "-sSf", "-H", "Host;", "--unix-socket"])
+        .arg(socket);
+    let got = curl.arg("http://localhost/config/").output().await.unwrap();
+    let text = String::from_utf8(got.stdout).unwrap();
+    got.status.success().then_some(text)
+}
+
+async fn has_part(socket: &Path, lab: &Lab) -> bool {
+    let gateway = lab.data_dir().join("gateway.sock");
+    let config = configuration(socket).await;
+    config.is_some_and(|config| config.contains(gateway.to_str().unwrap()))
+}
+
+#[tokio::test]
+async fn a_caddy_has_no_part_of_ours_once_that_is_off() {
+    if let Some(why) = missing() {
+        skip!("{why}");
+    }
+    let lab = lab!(Runtime::Stub);
+    let (mut caddy, socket) = somebodys(&lab).await;
+    let up = async || configuration(&socket).await.is_some();
+    wait_until("Caddy is there", LONG, up).await;
+    let before = configuration(&socket).await;
+    let address = format!("unix/{}", socket.display());
+    let listed = [format!("part of a Caddy {address}")];
+    let mut lab = with_caddy(lab, "running")
+        .env("HUTCH_GATEWAY_CADDY_ADMIN", &address)
+        .start()
+        .await;
+    wait_until("it has our part", LONG, async || {
+        has_part(&socket, &lab).await
+    })
+    .await;
+    assert_eq!(lab.inventory(), listed);
+    // Without machines a server takes it along.
+    lab.stop().await;
+    assert_eq!(configuration(&socket).await, before);
+    assert_eq!(lab.inventory(), [""; 0]);
+
+    // One that was killed leaves it; the next one knows of it, though it is to have no Caddy.
+    lab.restart().await;
+    wait_until("it has our part", LONG, async || {
+        has_part(&socket, &lab).await
+    })
+    .await;
+    lab.kill().await;
+    assert!(has_part(&socket, &lab).await);
+    assert_eq!(lab.inventory(), listed);
+    let mut lab = lab.env("HUTCH_GATEWAY_CADDY", "off");
+    lab.restart().await;
+    let taken_out = async |lab: &Lab| {
+        let none = lab.inventory().is_empty();
+        none && configuration(&socket).await == before
+    };
+    wait_until("it is taken out", LONG, async || taken_out(&lab).await).await;
+
+    // Also out of one that comes back later, with what it had.
+    lab.stop().await;
+    let mut lab = lab.env("HUTCH_GATEWAY_CADDY", "running");
+    lab.restart().await;
+    wait_until("it has our part", LONG, async || {
+        has_part(&socket, &lab).await
+    })
+    .await;
+    lab.kill().await;
+    let had = configuration(&socket).await.unwrap();
+    caddy.kill().await.unwrap();
+    let mut lab = lab.env("HUTCH_GATEWAY_CADDY", "own");
+    lab.restart().await;
+    wait_until("our own serves", LONG, async || root(&lab).exists()).await;
+    assert_eq!(lab.inventory(), listed);
+    lab.stop().await;
+    assert_eq!(lab.inventory(), listed);
+    let mut lab = lab.env("HUTCH_GATEWAY_CADDY", "off");
+    lab.restart().await;
+    let mut caddy = start_theirs(&lab, &had);
+    wait_until("it is taken out", LONG, async || taken_out(&lab).await).await;
+    caddy.kill().await.unwrap();
     lab.finish().await;
 }

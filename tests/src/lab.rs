@@ -22,6 +22,7 @@ use hutch_contract::exec::{Exec, ExecResult};
 use hutch_contract::image::{BootstrapImage, Image, ImportFormat};
 use hutch_contract::machine::{CreateMachine, Machine, Status};
 use hutch_contract::operation::{Operation, OperationState};
+use hutch_engine::Item;
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::process::{Child, Command};
@@ -524,19 +525,33 @@ impl Lab {
 
     /// What the server has outside of its store, as text.
     pub fn inventory(&self) -> Vec<String> {
+        let items = self.items().into_iter().map(in_words);
+        items.chain(self.containers()).collect()
+    }
+
+    /// The same without what a server has as long as it runs.
+    pub fn machines_leave(&self) -> Vec<String> {
+        let items = self.items().into_iter();
+        let items = items.filter(|item| !item.is_of_the_server()).map(in_words);
+        items.chain(self.containers()).collect()
+    }
+
+    fn items(&self) -> Vec<Item> {
         let list = || hutch_engine::inventory(&self.data_dir()).unwrap();
-        let items = match &self.world {
+        match &self.world {
             None => list(),
             Some(world) => world.on_host(list),
-        };
-        let items = items.into_iter();
-        let mut items: Vec<_> = items
-            .map(|item| format!("{} {}", item.kind, item.name))
-            .collect();
-        if self.runtime == Runtime::Docker {
-            items.extend(self.tags().iter().flat_map(|tag| docker::all_of(tag)));
         }
-        items
+    }
+
+    fn containers(&self) -> Vec<String> {
+        match self.runtime {
+            Runtime::Docker => {
+                let tags = self.tags();
+                tags.iter().flat_map(|tag| docker::all_of(tag)).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// The tag that the server put on what it has outside of its directory: it says so when it starts.
@@ -572,14 +587,11 @@ impl Lab {
         assert!(!self.log().contains("panicked at"), "{}", self.log());
     }
 
-    /// Waits until there is nothing but the store. A VMM's last process may take a moment to be gone.
+    /// Waits until there is nothing but the store and the server itself. A VMM's last process may take a moment to be
+    /// gone.
     pub async fn nothing_left(&self) {
-        host::wait_until(
-            "inventory() is empty",
-            Duration::from_secs(30),
-            async || self.inventory().is_empty(),
-        )
-        .await;
+        let empty = async || self.machines_leave().is_empty();
+        host::wait_until("inventory() is empty", Duration::from_secs(30), empty).await;
     }
 }
 
@@ -608,6 +620,10 @@ fn block(n: u32) -> u16 {
     let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
     let mut all = (first..first + count).map(at);
     all.find(free).expect("some ports are free")
+}
+
+fn in_words(item: Item) -> String {
+    format!("{} {}", item.kind, item.name)
 }
 
 fn processes_of(dir: &Path) -> Vec<String> {

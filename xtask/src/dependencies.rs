@@ -33,7 +33,7 @@ const BORDERS: [(&str, &[&str]); 15] = [
     (
         "tests",
         &[
-            "contract", "engine", "gateway", "guest", "image", "net", "netlink", "runtime",
+            "contract", "engine", "gateway", "guest", "image", "net", "netlink", "runtime", "store",
         ],
     ),
     ("xtask", &[]),

@@ -22,7 +22,7 @@ pub const STOP: Duration = Duration::from_secs(20);
 pub const KILL: Duration = Duration::from_secs(10);
 /// Connecting to a machine's own address, before its agent is asked to.
 pub const DIAL_STRAIGHT: Duration = Duration::from_secs(1);
-/// A call that waits for a starting machine, when the caller names no time.
+/// A call or a connection that waits for a starting machine, when the caller names no time.
 pub const READY: Duration = Duration::from_secs(120);
 /// Between two attempts at something that keeps failing: doubles from the first to the second.
 pub const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));

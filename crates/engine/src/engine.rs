@@ -269,6 +269,12 @@ impl Engine {
         }
     }
 
+    /// Whether there are machines, of whomever and in whichever state.
+    #[must_use]
+    pub fn has_machines(&self) -> bool {
+        !self.shared.fleet().machines.is_empty()
+    }
+
     /// The principal of someone who is let in by the host itself: the peer on the unix socket.
     pub fn local_admin(&self) -> Principal {
         Principal {

@@ -8,23 +8,45 @@ use std::str::FromStr;
 use hutch_contract::id::{ImageId, MachineId};
 use tracing::{info, warn};
 
-use crate::Error;
+use crate::elsewhere::elsewhere;
 use crate::engine::{images_dir, machines_dir, spool_dir, trash_dir, uploads_dir};
 use crate::prepare::io_error;
+use crate::{Error, network};
 
 /// Something of ours on the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Item {
-    /// `process`, `cgroup`, `tap`, `machine directory`, `image directory`, `upload`, `spooled file`, `discarded directory`.
+    /// `process`, `cgroup`, `tap`, `neighbour`, `machine directory`, `image directory`, `upload`, `spooled file`,
+    /// `discarded directory`; and what [`Item::is_of_the_server`]: `firewall`, `claimed network`, `bridge`,
+    /// `part of a Caddy`.
     pub kind: &'static str,
-    /// A process' id, or a file's name.
+    /// A process' id, a file's name, a network; for `part of a Caddy`, its admin API's address.
     pub name: String,
 }
 
-/// Lists what the server of `data_dir` has outside of its store: with no machine and no image it is empty. It needs no
-/// running server.
+/// In a Caddy that is not ours.
+const ELSEWHERE: &str = "part of a Caddy";
+
+impl Item {
+    /// Whether a server has it as long as it runs, also without machines. One that ends without machines takes it along.
+    #[must_use]
+    pub fn is_of_the_server(&self) -> bool {
+        [
+            network::FIREWALL,
+            network::CLAIM,
+            network::BRIDGE,
+            ELSEWHERE,
+        ]
+        .contains(&self.kind)
+    }
+}
+
+/// Lists what the server of `data_dir` has outside of its store: with no machine, no image and no server it is empty. It
+/// needs no running server.
 ///
-/// A process is ours when it works in a machine's directory: VMMs, shims and all they start do.
+/// A process is ours when it works in a machine's directory: VMMs, shims and all they start do. Of the network, what is
+/// in the caller's network namespace is listed, as far as the kernel shows it to the caller: the firewall to root alone.
+/// What of ours is in a Caddy of somebody else is listed as we noted it, for nothing here asks that Caddy.
 ///
 /// # Errors
 /// A directory of ours that cannot be read.
@@ -46,14 +68,15 @@ pub fn inventory(data_dir: &Path) -> Result<Vec<Item>, Error> {
             kind: "cgroup",
             name,
         }));
-        let prefix = hutch_net::label_prefix(&tag);
-        let taps = hutch_net::link::Links::open().and_then(|mut links| links.names(&prefix));
-        items.extend(
-            taps.into_iter()
-                .flatten()
-                .map(|name| Item { kind: "tap", name }),
-        );
+        let instance = data_dir.display().to_string();
+        let network = network::inventory(&tag, &instance).into_iter();
+        items.extend(network.map(|(kind, name)| Item { kind, name }));
     }
+    let parts = elsewhere(data_dir)?.into_iter();
+    items.extend(parts.map(|name| Item {
+        kind: ELSEWHERE,
+        name,
+    }));
     let Ok(machines) = machines.canonicalize() else {
         items.sort();
         return Ok(items);

@@ -12,6 +12,7 @@ mod deadline;
 mod dial;
 mod doctor;
 mod drive;
+mod elsewhere;
 mod engine;
 mod error;
 mod exec;
@@ -38,7 +39,9 @@ mod wait;
 pub use config::{
     EngineConfig, Kernels, Mode, NamedKernel, NetworkConfig, Reach, RuntimeOptions, Urls,
 };
+pub use deadline::READY;
 pub use doctor::doctor;
+pub use elsewhere::{elsewhere, note_elsewhere};
 pub use engine::Engine;
 pub use error::Error;
 pub use exec::{ExecOutput, Execution};

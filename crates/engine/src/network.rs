@@ -1,8 +1,9 @@
 //! The network of this server's machines: which kind the host can give, and what a machine of a slot gets of it.
 //!
 //! Reading order: `policy.rs` is pure; `settle.rs` finds the addresses; `routed.rs` does it, `names.rs` is what the
-//! resolver asks; `user.rs` is for servers without root.
+//! resolver asks; `user.rs` is for servers without root; `clear.rs` finds, and removes, what is left.
 
+mod clear;
 mod names;
 mod policy;
 mod routed;
@@ -31,6 +32,7 @@ use crate::engine::Shared;
 use crate::rows::Instance;
 use crate::{Engine, Error, Principal, engine, plan};
 
+pub(crate) use clear::{BRIDGE, CLAIM, FIREWALL, inventory};
 use policy::Member;
 pub(crate) use policy::check;
 use routed::{Card, Routed};
@@ -39,7 +41,7 @@ use user::User;
 /// A VMM's user id is this and the machine's slot: far above people's and services'.
 const FIRST_UID: u32 = 0x7000_0000;
 /// Where taps come from.
-const TUN: &str = "/dev/net/tun";
+pub(crate) const TUN: &str = "/dev/net/tun";
 
 /// The user that the VMM of a slot runs as, and that its tap belongs to, where the server is root.
 pub(crate) fn uid(slot: u16) -> u32 {
@@ -78,6 +80,14 @@ impl Network {
         data_dir: &Path,
         records: Vec<MachineRecord>,
     ) -> Result<Network, Error> {
+        if records.is_empty() {
+            let (tag, of) = (instance.tag.clone(), data_dir.display().to_string());
+            let clear = move || {
+                clear::try_clear(&tag, &of);
+                Ok(())
+            };
+            blocking("clear the host's network", clear).await?;
+        }
         match (config.mode, obstacle()) {
             (Mode::None, _) => {
                 let reason = "the configuration says so".to_owned();

@@ -1,6 +1,7 @@
 //! Caddy before the gateway: what is configured becomes what [`hutch_gateway::caddy`] keeps, and what that says becomes
 //! files in the data directory, for `hutch doctor` and for clients.
 
+mod parts;
 mod user;
 
 use std::fs;
@@ -49,10 +50,43 @@ pub(crate) async fn keep(config: &Config, api: SocketAddr, closing: Cancellation
     if config.gateway.caddy == CaddyMode::Off || !config.gateway.is_own_authority() {
         remove(&config.caddy_root());
     }
-    let tag = fs::read_to_string(config.data_dir.join("tag"));
-    let Some(wanted) = wanted(config, api, tag.as_deref().unwrap_or_default().trim()) else {
-        return;
+    let tag = tag(config);
+    let wanted = wanted(config, api, &tag);
+    let existing = wanted.as_ref().and_then(|wanted| match &wanted.mode {
+        Mode::Existing(admin) => Some(admin.clone()),
+        Mode::Own(_) => None,
+    });
+    let noted = existing
+        .as_ref()
+        .map_or(Ok(()), |admin| parts::note(config, admin));
+    let ours = async {
+        match (wanted, noted) {
+            (Some(wanted), Ok(())) => keep_ours(config, wanted, &closing).await,
+            // What is not known to be there would never be taken out.
+            (Some(_), Err(error)) => {
+                warn!(error = %error.chain(), "Caddy gets no part of ours: machines are reached without TLS");
+            }
+            (None, _) => {}
+        }
     };
+    let others = parts::take_out_others(config, &tag, existing.as_ref(), &closing);
+    tokio::join!(ours, others);
+}
+
+/// Ends what [`keep`] did: without machines nothing of ours stays in a Caddy of others. With machines it stays, and their
+/// clients find them again as soon as the next server is there.
+pub(crate) async fn end(config: &Config, has_machines: bool) {
+    if !has_machines {
+        parts::take_out_all(config, &tag(config)).await;
+    }
+}
+
+fn tag(config: &Config) -> String {
+    let tag = fs::read_to_string(config.data_dir.join("tag"));
+    tag.unwrap_or_default().trim().to_owned()
+}
+
+async fn keep_ours(config: &Config, wanted: CaddyConfig, closing: &CancellationToken) {
     if matches!(wanted.mode, Mode::Existing(_)) {
         share(config).await;
     }

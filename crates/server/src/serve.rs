@@ -169,6 +169,7 @@ impl Server {
             let closing = serving.closing.clone();
             let https = caddy::keep(&config, addr, closing.clone());
             tokio::join!(serving.run(tcp, unix), ways.run(closing), https);
+            caddy::end(&config, engine.has_machines()).await;
             // While we still hold the data directory: afterwards it could be the next server's.
             if let Err(error) = fs::remove_file(&socket) {
                 debug!(%error, "the socket was gone already");

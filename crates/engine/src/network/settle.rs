@@ -35,7 +35,7 @@ struct NetworkRow {
 }
 
 /// Sixteen bits that tell what is of this instance in the kernel from what others' is: of the tag's twenty.
-fn number(tag: &str) -> NonZeroU16 {
+pub(super) fn number(tag: &str) -> NonZeroU16 {
     let hash = tag.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     });
