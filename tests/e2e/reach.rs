@@ -1,5 +1,7 @@
 //! Machines are reached from outside: by ports of the host, and by name over HTTP; also after a crash of the server.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use hutch_contract::client::Client;
@@ -342,6 +344,73 @@ async fn ports_urls_and_tokens_outlive_the_server() {
     drop(stranger);
     wait_until("the second echoes", LONG, async || echoes(ports[1]).await).await;
     assert_eq!(state().await.state, PortState::Listening);
+    lab.finish().await;
+}
+
+#[tokio::test]
+async fn a_connection_to_a_machine_that_starts_waits_for_it() {
+    let lab = lab!(Runtime::Stub);
+    // Its guest takes long to come up, until it is told to go on.
+    let program = |name: &str, text: String| {
+        let path = lab.dir.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path.into_os_string().into_string().unwrap()
+    };
+    let (go, bin) = (lab.dir.join("go"), lab.dir.join("bin"));
+    let (waits, bin) = (go.display(), bin.display());
+    let agent = program(
+        "slow-agent",
+        format!("while [ ! -e {waits} ]; do sleep 0.1; done\nexec {bin}/guest/hutch-agent \"$@\""),
+    );
+    let vmm = program("vmm", format!("exec {bin}/hutch-stub-vmm \"$1\" {agent}"));
+    let lab = lab.env("HUTCH_RUNTIME_PROGRAMS_STUB", &vmm);
+    let lab = lab.start().await;
+    lab.busybox().await;
+    let back = lab.port(0);
+    let listener = TcpListener::bind(("127.0.0.1", back)).await.unwrap();
+    let echo = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut from, mut to) = stream.split();
+        tokio::io::copy(&mut from, &mut to).await.unwrap();
+        to.shutdown().await.unwrap();
+    });
+    let request = CreateMachine {
+        ports: vec![publish(back)],
+        access: Access::Public,
+        ..lab.request("web")
+    };
+    let created = lab.client().create(&request, None, None).await.unwrap();
+    assert_eq!(created.status, Status::Starting);
+    let port = created.ports[0].host_port;
+    let by_port = async {
+        let mut stream = None;
+        // The port may not be listened on yet.
+        wait_until("it connects", LONG, async || {
+            stream = TcpStream::connect(("127.0.0.1", port)).await.ok();
+            stream.is_some()
+        })
+        .await;
+        let mut stream = stream.unwrap();
+        stream.write_all(b"hello").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).await.unwrap();
+        assert_eq!(back, b"hello");
+    };
+    let by_name = async {
+        let answer = get(&lab, "web", "/", "").await;
+        assert_eq!(answer.said(), (502, "nothing_listens"));
+    };
+    let start = async {
+        // Longer than a connection to a machine that runs may take.
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        let machine = lab.client().machine("web").await.unwrap();
+        assert_eq!(machine.status, Status::Starting);
+        fs::write(&go, "").unwrap();
+    };
+    tokio::join!(by_port, by_name, start);
+    echo.await.unwrap();
     lab.finish().await;
 }
 

@@ -113,6 +113,9 @@ impl Bucket {
     }
 }
 
+/// How long a client waits for its machine when nobody says otherwise.
+const DIAL: Duration = Duration::from_secs(30);
+
 /// Limits of the TCP forwarder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TcpLimits {
@@ -122,7 +125,12 @@ pub struct TcpLimits {
     pub per_machine: usize,
     /// Of one client: an IPv4 address or an IPv6 /64.
     pub per_client: usize,
-    /// From a client's connection until the machine's port has answered, waking included.
+    /// Connections at once that wait for their machines, of all ports. One more is refused: machines that do not come up
+    /// must not take all places.
+    pub waiting: usize,
+    /// Of one machine, likewise.
+    pub waiting_per_machine: usize,
+    /// From a client's connection until the machine's port has answered, starting and waking included.
     pub dial: Duration,
     /// A connection on which nothing moves for so long is cut.
     pub idle: Duration,
@@ -134,7 +142,9 @@ impl Default for TcpLimits {
             total: 4096,
             per_machine: 512,
             per_client: 256,
-            dial: Duration::from_secs(10),
+            waiting: 1024,
+            waiting_per_machine: 256,
+            dial: DIAL,
             idle: Duration::from_secs(3600),
         }
     }
@@ -163,7 +173,7 @@ pub struct HttpLimits {
     pub head: Duration,
     /// Without a byte of a request's body, or without the client taking a byte of the answer.
     pub stall: Duration,
-    /// Until a port has answered, waking the machine included.
+    /// Until a port has answered, starting and waking the machine included.
     pub dial: Duration,
     /// From the last byte of a request until the head of the answer.
     pub answer: Duration,
@@ -184,7 +194,7 @@ impl Default for HttpLimits {
             headers: 100,
             head: Duration::from_secs(10),
             stall: Duration::from_secs(30),
-            dial: Duration::from_secs(30),
+            dial: DIAL,
             answer: Duration::from_secs(60),
             idle: Duration::from_secs(3600),
         }

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::limits::{Places, TcpLimits, client};
-use crate::{DialError, Machines, copy};
+use crate::{BoxStream, DialError, Machines, copy};
 
 /// How long to wait when the system gives no connection, for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -33,6 +33,8 @@ struct Shared {
     total: Arc<Semaphore>,
     per_machine: Places<String>,
     per_client: Places<std::net::IpAddr>,
+    waiting: Places<()>,
+    waiting_per_machine: Places<String>,
 }
 
 /// A port that is being forwarded, until this is dropped.
@@ -75,6 +77,8 @@ impl Forwarder {
                 total: Arc::new(Semaphore::new(limits.total)),
                 per_machine: Places::new(limits.per_machine),
                 per_client: Places::new(limits.per_client),
+                waiting: Places::new(limits.waiting),
+                waiting_per_machine: Places::new(limits.waiting_per_machine),
                 limits,
             }),
         }
@@ -164,14 +168,9 @@ impl Way {
             return reset(&stream);
         };
         prepare(&stream);
-        let dial = self.shared.machines.dial(machine, port);
-        let inner = match timeout(limits.dial, dial).await {
-            Ok(Ok(inner)) => inner,
-            failed => {
-                let reason = failed.map_or(DialError::Timeout, |dialled| match dialled {
-                    Err(reason) => reason,
-                    Ok(_) => DialError::Timeout,
-                });
+        let inner = match self.dial().await {
+            Ok(inner) => inner,
+            Err(reason) => {
                 info!(%source, listens, machine, port, %reason, "refused");
                 return reset(&stream);
             }
@@ -183,6 +182,21 @@ impl Way {
         let (in_bytes, out_bytes) = (copied.forth, copied.back);
         let end = copied.end.err().map(|error| error.to_string());
         info!(%source, listens, machine, port, in_bytes, out_bytes, took_ms, end, "disconnected");
+    }
+
+    /// A connection to the machine's port, which may have to start first.
+    async fn dial(&self) -> Result<BoxStream, DialError> {
+        let shared = &self.shared;
+        let all = shared.waiting.take(&());
+        let of_machine = shared.waiting_per_machine.take(&self.machine.to_string());
+        let (Some(_all), Some(_of_machine)) = (all, of_machine) else {
+            return Err(DialError::Busy);
+        };
+        let dial = shared.machines.dial(&self.machine, self.port);
+        match timeout(shared.limits.dial, dial).await {
+            Ok(dialled) => dialled,
+            Err(_) => Err(DialError::Timeout),
+        }
     }
 }
 

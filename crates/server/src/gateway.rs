@@ -10,7 +10,7 @@ use hutch_contract::error::Kind;
 use hutch_contract::expose::{Access, Expose};
 use hutch_contract::id::KeyId;
 use hutch_contract::node::{Finding, Level};
-use hutch_engine::{Engine, Reached};
+use hutch_engine::{Engine, READY, Reached};
 use hutch_gateway::http::{Gateway, HttpConfig, Listener};
 use hutch_gateway::limits::{HttpLimits, TcpLimits};
 use hutch_gateway::tcp::Forwarder;
@@ -78,10 +78,19 @@ impl Ways {
         let config = HttpConfig {
             base_domain: self.domain,
             tokens: Tokens::new(engine.gateway_secret()),
-            limits: HttpLimits::default(),
+            limits: HttpLimits {
+                dial: READY,
+                ..HttpLimits::default()
+            },
         };
         let gateway = Gateway::new(self.machines.clone(), config);
-        let forwarder = Forwarder::new(self.machines, TcpLimits::default());
+        let forwarder = Forwarder::new(
+            self.machines,
+            TcpLimits {
+                dial: READY,
+                ..TcpLimits::default()
+            },
+        );
         if let Some(address) = self.http.as_ref().and_then(|http| http.local_addr().ok()) {
             info!(%address, "HTTP for machines comes in");
         }

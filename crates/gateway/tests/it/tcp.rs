@@ -90,6 +90,46 @@ async fn a_machine_that_does_not_answer_in_time_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_connection_waits_for_a_machine_that_starts_and_only_so_many_do() {
+    let lab = Lab::new(|limits| {
+        limits.waiting = 3;
+        limits.waiting_per_machine = 2;
+    });
+    let (listener, behind) = stage().await;
+    let Behind::At(address) = behind.clone() else {
+        unreachable!("a stage is a listener")
+    };
+    let starts = Arc::new(tokio::sync::Notify::new());
+    let asleep = || Behind::Asleep(starts.clone(), address);
+    let web = lab.forward("web", asleep()).await;
+    let other = lab.forward("other", asleep()).await;
+    let up = lab.forward("up", behind).await;
+    let dialled = async |wanted: usize| {
+        while lab.town.dialled.lock().unwrap().len() < wanted {
+            tokio::task::yield_now().await;
+        }
+    };
+    let mut waiting = vec![connect(&web).await, connect(&web).await];
+    dialled(2).await;
+    assert!(rest(&mut connect(&web).await).await.is_err());
+    // Who waits takes nothing from machines that run, as long as there are places.
+    let mut client = connect(&up).await;
+    client.write_all(b"x").await.unwrap();
+    assert_eq!(next(&listener).await.exactly(1).await, b"x");
+    waiting.push(connect(&other).await);
+    dialled(4).await;
+    assert!(rest(&mut connect(&other).await).await.is_err());
+    assert!(rest(&mut connect(&up).await).await.is_err());
+    assert_eq!(lab.town.dialled.lock().unwrap().len(), 4);
+
+    starts.notify_waiters();
+    for mut client in waiting {
+        client.write_all(b"hello").await.unwrap();
+        assert_eq!(next(&listener).await.exactly(5).await, b"hello");
+    }
+}
+
+#[tokio::test]
 async fn a_machine_and_a_client_have_only_so_many_connections() {
     let lab = Lab::new(|limits| {
         limits.per_machine = 2;
