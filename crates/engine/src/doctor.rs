@@ -1,5 +1,6 @@
 //! What this host can do for machines, and how to get more out of it.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use hutch_contract::machine::Isolation;
@@ -45,6 +46,9 @@ pub async fn doctor(config: &EngineConfig) -> Vec<Finding> {
     for runtime in runtimes(config).iter() {
         infos.push(runtime.probe().await);
     }
+    let firecracker = infos
+        .iter()
+        .any(|info| info.name == "firecracker" && info.usable);
     let mut findings = runtime_findings(infos);
     findings.push(agent_finding(&config.agent));
     findings.extend(kernel_findings(config));
@@ -52,6 +56,12 @@ pub async fn doctor(config: &EngineConfig) -> Vec<Finding> {
     findings.push(memory_finding(config));
     findings.push(limits_finding(cgroup::support()));
     findings.push(network_finding(config).await);
+    let opens_taps = firecracker && config.runtime_options.jailer.is_none();
+    let routes = matches!(config.network.mode, Mode::Auto | Mode::Routed);
+    if opens_taps && routes && network::obstacle().is_none() {
+        let mode = std::fs::metadata(network::TUN).map(|found| found.mode());
+        findings.extend(mode.ok().and_then(taps_finding));
+    }
     findings.push(images_finding(&config.data_dir));
     findings
 }
@@ -267,6 +277,24 @@ async fn network_finding(config: &EngineConfig) -> Finding {
     }
 }
 
+/// Firecracker opens its tap by itself, as the user of its machine's slot; other VMMs get theirs opened, and its jailer
+/// makes it a device of its own. `mode`: of the device; whoever opens it still gets no taps but his own without
+/// CAP_NET_ADMIN (the kernel's `Documentation/networking/tuntap.rst`).
+fn taps_finding(mode: u32) -> Option<Finding> {
+    if mode & 0o006 == 0o006 {
+        return None;
+    }
+    let tun = network::TUN;
+    let found = format!(
+        "{tun} has mode {:04o}: machines of firecracker, which run as users of their own, do not start with a network",
+        mode & 0o7777
+    );
+    let hint = format!(
+        "chmod 0666 {tun}, as udev has it: it lets nobody but root make taps; or name Firecracker's jailer in runtime.jailer"
+    );
+    Some(finding("taps", Level::Limited, found, Some(&hint)))
+}
+
 fn images_finding(data_dir: &Path) -> Finding {
     let count = |dir: &Path| std::fs::read_dir(dir).map_or(0, Iterator::count);
     let (images, machines) = (count(&images_dir(data_dir)), count(&machines_dir(data_dir)));
@@ -313,6 +341,18 @@ mod tests {
         assert_eq!(levels([true, true]), [Level::Good, Level::Good]);
         assert_eq!(levels([false, true]), [Level::Limited, Level::Good]);
         assert_eq!(levels([false, false]), [Level::Missing, Level::Missing]);
+    }
+
+    #[test]
+    fn a_device_for_taps_that_is_roots_alone_is_told() {
+        assert_eq!(taps_finding(0o020_666), None);
+        for mode in [0o020_600, 0o020_660, 0o020_664] {
+            let told = taps_finding(mode).unwrap();
+            assert_eq!(told.level, Level::Limited);
+            let words = format!("{:04o}", mode & 0o777);
+            assert!(told.found.contains(&words), "{told:?}");
+            assert!(told.hint.unwrap().contains("chmod 0666 /dev/net/tun"));
+        }
     }
 
     #[test]
