@@ -50,7 +50,7 @@ pub struct Policy {
     pub domains: Domains,
 }
 
-/// What a machine may use up; `None` is without limit.
+/// What a machine may use up; `None` is without limit. What it did not use in the last second may come at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
     /// Connections at one time, to other hosts and machines; IPv4 and IPv6 each.
@@ -84,6 +84,10 @@ pub struct Machine {
 
 /// Ports where other resolvers are asked.
 pub(crate) const RESOLVERS: [u16; 2] = [53, 853];
+
+/// The kernel refuses rates whose second's bytes and burst do not fit into 64 bits when multiplied by a second's
+/// nanoseconds.
+const RATE_MAX: u64 = 16_000_000_000;
 
 /// Elements by table and set.
 pub type Elements = BTreeMap<(Family, String), BTreeSet<Element>>;
@@ -198,10 +202,7 @@ pub fn elements(machine: &Machine, instance: NonZeroU16) -> Elements {
         let limits = &machine.limits;
         for (set, rate) in [("rate_out", limits.out_bytes), ("rate_in", limits.in_bytes)] {
             if let Some(rate) = rate {
-                add(
-                    set,
-                    key().evaluating(Expression::BytesOver(rate, burst(rate))),
-                );
+                add(set, key().evaluating(bytes_over(rate)));
             }
         }
         if let Some(count) = limits.connections {
@@ -252,9 +253,12 @@ fn missing(of: &Elements, from: &Elements) -> Elements {
     all
 }
 
-/// Bytes that may come at once: an eighth of a second's, and no less than the largest packet of a tap.
-fn burst(rate: u64) -> u32 {
-    u32::try_from(rate / 8).unwrap_or(u32::MAX).max(64 * 1024)
+/// What finds packets beyond a rate. A bucket holds a second's bytes and the burst, which is no less than the largest
+/// packet of a tap (`nft_limit_init` in the kernel's `net/netfilter/nft_limit.c`).
+fn bytes_over(rate: u64) -> Expression {
+    let rate = rate.clamp(1, RATE_MAX);
+    let burst = u32::try_from(rate / 8).unwrap_or(u32::MAX);
+    Expression::BytesOver(rate, burst.max(64 * 1024))
 }
 
 /// An interface's name as the kernel has it in registers.

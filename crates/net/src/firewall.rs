@@ -185,11 +185,11 @@ impl Config {
 /// What a machine sent, received, and lied, since it was added. IP packets with their headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
-    /// Packets from the machine that passed for its own.
+    /// Packets from the machine that passed for its own and were not beyond its rate.
     pub out_packets: u64,
     /// Bytes of these.
     pub out_bytes: u64,
-    /// Packets to the machine.
+    /// Packets to the machine that were not beyond its rate.
     pub in_packets: u64,
     /// Bytes of these.
     pub in_bytes: u64,

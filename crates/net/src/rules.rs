@@ -316,8 +316,8 @@ impl Rules {
                 "to_tap",
                 None,
                 [
-                    both(|ip| ip.destination_in("in")),
                     both(|ip| [ip.destination_in("rate_in"), drop_it()].concat()),
+                    both(|ip| ip.destination_in("in")),
                 ]
                 .concat(),
             ),
@@ -359,14 +359,8 @@ impl Rules {
                         [state(Conntrack::INVALID), drop_it()].concat(),
                         clamp_segments(),
                     ],
-                    both(|ip| {
-                        [
-                            state(Conntrack::NEW),
-                            ip.source_in("conns"),
-                            goto("refused"),
-                        ]
-                        .concat()
-                    }),
+                    // Counted once each: what the kernel counts again would be refused with the one too many.
+                    both(|ip| [begins(), ip.source_in("conns"), goto("refused")].concat()),
                     self.when_to_machines(&goto("between")),
                     // Only what is allowed by name of the address opens these.
                     both(|ip| [ip.destination_in("metadata"), goto("asked")].concat()),
@@ -537,8 +531,8 @@ impl Rules {
             Link::Bridge { .. } => bridge::honest_again(),
         };
         rules.extend([Address::Broadcast, Address::Multicast, Address::Anycast].map(to));
-        rules.extend(both(|ip| ip.source_in("out")));
         rules.extend(both(|ip| [ip.source_in("rate_out"), drop_it()].concat()));
+        rules.extend(both(|ip| ip.source_in("out")));
         rules
     }
 }

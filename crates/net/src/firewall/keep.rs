@@ -1,8 +1,8 @@
 //! Looking whether the tables are as they should be, and making them so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use hutch_netlink::nft::{Batch, Element, Family, OWNER, PERSIST, RuleFound, Table};
+use hutch_netlink::nft::{Batch, Family, OWNER, PERSIST, RuleFound, Table};
 use rustix::io::Errno;
 
 use super::{Config, Error, Firewall, Result, Verified, wanted};
@@ -190,39 +190,22 @@ impl Firewall {
 
     /// Elements that are there and should not be, and the other way round.
     fn drift(&mut self) -> Result<(Elements, Elements)> {
-        let mut full = BTreeMap::new();
-        let (mut there, mut bare) = (Elements::new(), Elements::new());
+        let (mut there, mut wanted_here) = (Elements::new(), Elements::new());
         let timed = |set: &str| set.starts_with("names") || set.starts_with("noname");
-        for ((family, set), elements) in wanted(&self.config, self.machines.values()) {
-            if timed(&set) {
+        for (place, elements) in wanted(&self.config, self.machines.values()) {
+            let (family, set) = &place;
+            if timed(set) {
                 continue;
             }
-            let table = self.table(family);
-            let found = self.nft.elements(&table, &set);
+            let found = self.nft.elements(&self.table(*family), set);
             let found = found.map_err(|source| self.failed(source))?;
-            let place = (family, set);
             there.insert(
                 place.clone(),
                 found.into_iter().map(|found| found.element).collect(),
             );
-            let plain = elements.iter().map(|element| Element {
-                expressions: Vec::new(),
-                ..element.clone()
-            });
-            bare.insert(place.clone(), plain.collect());
-            full.insert(place, elements);
+            wanted_here.insert(place, elements);
         }
-        let (mut gone, new) = difference(&there, &bare);
-        // With their expressions again.
-        let mut add = Elements::new();
-        for (place, keys) in new {
-            let keys: BTreeSet<_> = keys.into_iter().map(|element| element.key).collect();
-            let elements = full.remove(&place).unwrap_or_default();
-            let elements = elements
-                .into_iter()
-                .filter(|element| keys.contains(&element.key));
-            add.insert(place, elements.collect());
-        }
+        let (mut gone, mut add) = difference(&there, &wanted_here);
         let learned = self.learned_drift()?;
         gone.extend(learned.gone);
         add.extend(learned.new);

@@ -249,6 +249,17 @@ pub(super) fn bits(key: Conntrack, mask: u32) -> Rule {
     ]
 }
 
+/// The packet is the first of its connection. State `new` has every one until an answer comes.
+pub(super) fn begins() -> Rule {
+    let confirmed = Conntrack::CONFIRMED.to_ne_bytes().to_vec();
+    let none = vec![
+        Expression::Conntrack(Conntrack::Status, REGISTER),
+        Expression::And(REGISTER, confirmed),
+        Expression::Cmp(REGISTER, Compare::Equal, vec![0; 4]),
+    ];
+    [state(Conntrack::NEW), none].concat()
+}
+
 pub(super) fn state(mask: u32) -> Rule {
     bits(Conntrack::State, mask)
 }

@@ -8,6 +8,7 @@ mod dns;
 mod frame;
 mod keeping;
 mod learning;
+mod limits;
 mod links;
 mod names;
 mod policy;

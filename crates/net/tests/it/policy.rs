@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
-use hutch_net::elements::{Egress, Limits, Machine, Peer, Policy, mark};
+use hutch_net::elements::{Egress, Machine, Peer, Policy, mark};
 use hutch_netlink::{Protocol, Socket, conntrack};
 
 use crate::bed::{
@@ -378,25 +378,6 @@ fn connections_carry_the_machines_mark_and_are_cut_by_it() {
         bed.firewall.remove(&one.label).unwrap();
         assert_eq!(destinations(&one), [] as [IpAddr; 0]);
         assert_eq!(destinations(&two), [a]);
-    });
-}
-
-#[test]
-fn a_machine_has_no_more_connections_than_it_may() {
-    in_each_place(|place| {
-        let Some(mut bed) = Bed::at(place, true) else {
-            return;
-        };
-        let mut own = place.machine(1);
-        own.limits = Limits {
-            connections: Some(5),
-            ..Limits::default()
-        };
-        let mut tap = bed.machine(&own);
-        let all: Vec<IpAddr> = (1..=20)
-            .map(|host| Ipv4Addr::new(203, 0, 113, 100 + host).into())
-            .collect();
-        assert_eq!(reached(&mut bed, place, &mut tap, &own, &all), all[..5]);
     });
 }
 

@@ -1,6 +1,7 @@
 //! What rules are made of. One packet's rule runs its expressions in order until one does not match.
 
 use crate::Message;
+use crate::attribute::{be32, be64, find, text};
 
 const NAME: u16 = 1;
 const DATA: u16 = 2;
@@ -14,7 +15,17 @@ const FIB_DESTINATION: u32 = 2;
 const FIB_ADDRESS_TYPE: u32 = 3;
 const OVER: u32 = 1;
 const SECOND: u64 = 1;
+const CT_STATUS_CONFIRMED: u32 = 8;
 const CT_STATUS_DNAT: u32 = 32;
+const LIMIT_RATE: u16 = 1;
+const LIMIT_UNIT: u16 = 2;
+const LIMIT_BURST: u16 = 3;
+const LIMIT_TYPE: u16 = 4;
+const LIMIT_FLAGS: u16 = 5;
+const PACKETS: u32 = 0;
+const BYTES: u32 = 1;
+const CONNECTIONS_COUNT: u16 = 1;
+const CONNECTIONS_FLAGS: u16 = 2;
 const RT_SEGMENT: u32 = 3;
 const TCP_OPTION: u32 = 1;
 const TCP_OPTION_SEGMENT: u8 = 2;
@@ -83,6 +94,8 @@ impl Conntrack {
     pub const RELATED: u32 = 4;
     /// It begins a connection.
     pub const NEW: u32 = 8;
+    /// Bit of the status: a packet of it has passed the host.
+    pub const CONFIRMED: u32 = CT_STATUS_CONFIRMED;
     /// Bit of the status: the destination has been translated.
     pub const DESTINATION_TRANSLATED: u32 = CT_STATUS_DNAT;
 }
@@ -215,15 +228,18 @@ impl Expression {
                 data.be32(2, Conntrack::Mark as u32).be32(4, *register);
             }),
             Self::Limit(rate, burst) => expression("limit", &|data| {
-                data.be64(1, *rate).be64(2, SECOND).be32(3, *burst);
-                data.be32(4, 0).be32(5, 0);
+                data.be64(LIMIT_RATE, *rate).be64(LIMIT_UNIT, SECOND);
+                data.be32(LIMIT_BURST, *burst);
+                data.be32(LIMIT_TYPE, PACKETS).be32(LIMIT_FLAGS, 0);
             }),
             Self::BytesOver(rate, burst) => expression("limit", &|data| {
-                data.be64(1, *rate).be64(2, SECOND).be32(3, *burst);
-                data.be32(4, 1).be32(5, OVER);
+                data.be64(LIMIT_RATE, *rate).be64(LIMIT_UNIT, SECOND);
+                data.be32(LIMIT_BURST, *burst);
+                data.be32(LIMIT_TYPE, BYTES).be32(LIMIT_FLAGS, OVER);
             }),
             Self::ConnectionsOver(count) => expression("connlimit", &|data| {
-                data.be32(1, *count).be32(2, OVER);
+                data.be32(CONNECTIONS_COUNT, *count);
+                data.be32(CONNECTIONS_FLAGS, OVER);
             }),
             Self::Counter => expression("counter", &|data| {
                 data.be64(1, 0).be64(2, 0);
@@ -265,6 +281,28 @@ impl Expression {
     }
 }
 
+impl Expression {
+    /// What the kernel shows of an element's limit; none for other expressions.
+    pub(crate) fn read(expression: &[u8]) -> Option<Self> {
+        let (name, data) = (find(expression, NAME)?, find(expression, DATA)?);
+        let long = |kind| find(data, kind).and_then(be64);
+        let short = |kind| find(data, kind).and_then(be32);
+        match &text(name)[..] {
+            "limit" => {
+                let plain = long(LIMIT_UNIT)? == SECOND
+                    && short(LIMIT_TYPE)? == BYTES
+                    && short(LIMIT_FLAGS)? == OVER;
+                plain.then_some(Self::BytesOver(long(LIMIT_RATE)?, short(LIMIT_BURST)?))
+            }
+            "connlimit" => {
+                let over = short(CONNECTIONS_FLAGS)? == OVER;
+                over.then_some(Self::ConnectionsOver(short(CONNECTIONS_COUNT)?))
+            }
+            _ => None,
+        }
+    }
+}
+
 impl Verdict {
     pub(crate) fn write(&self, to: &mut Message) {
         // NF_DROP, NF_ACCEPT, NFT_JUMP, NFT_GOTO
@@ -283,7 +321,6 @@ impl Verdict {
     }
 
     pub(crate) fn read(value: &[u8]) -> Option<Self> {
-        use crate::attribute::{find, text};
         let code = i32::from_be_bytes(find(value, VERDICT_CODE)?.try_into().ok()?);
         let chain = || Some(text(find(value, VERDICT_CHAIN)?));
         match code {

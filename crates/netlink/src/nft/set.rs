@@ -277,10 +277,10 @@ pub fn concatenated(fields: &[&[u8]]) -> Vec<u8> {
     key
 }
 
-/// An element that is there: its key and data, not its expressions, and what it counted.
+/// An element that is there, and what it counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Without expressions and timeout.
+    /// Without timeout, and of its expressions with the limits only.
     pub element: Element,
     /// Packets and bytes, if it counts.
     pub counted: Option<(u64, u64)>,
@@ -306,6 +306,10 @@ impl Found {
         let single = find(element, ELEMENT_EXPRESSION);
         let all = attributes(list).map(|(_, value)| value).chain(single);
         let all: Vec<&[u8]> = all.collect();
+        read.expressions = all
+            .iter()
+            .filter_map(|limit| Expression::read(limit))
+            .collect();
         Some(Self {
             element: read,
             counted: all.iter().find_map(|expression| counted(expression)),
