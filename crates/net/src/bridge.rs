@@ -7,6 +7,8 @@
 //!
 //! Facts: the kernel's `net/bridge/br_if.c`, `br_stp_if.c` (the bridge's MAC), `br_fdb.c` (what frames move).
 
+mod keep;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
@@ -19,6 +21,8 @@ use crate::address::{GATEWAY_MAC, GATEWAY6, link_local};
 use crate::elements::Machine;
 use crate::link::{self, ensure, kernel, read, settings};
 use crate::rules::Link;
+use keep::Looks;
+pub use keep::Verified;
 
 /// The driver's word.
 const KIND: &str = "bridge";
@@ -41,6 +45,12 @@ pub enum Error {
         /// What it would need.
         gateway: String,
     },
+    /// Somebody else's bridge that machines were on is no longer there.
+    #[error("the bridge {name}, which somebody else made, is gone")]
+    Gone {
+        /// Its name.
+        name: String,
+    },
     /// The kernel refused, or a setting cannot be written.
     #[error(transparent)]
     Link(#[from] link::Error),
@@ -51,14 +61,21 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Error::Foreign { .. } => Kind::Conflict,
+            Error::Gone { .. } => Kind::Unavailable,
             Error::Link(error) => error.kind(),
         }
     }
 
     /// What may help.
     pub fn hint(&self) -> Option<String> {
-        let Error::Foreign { name, gateway, .. } = self else {
-            return None;
+        let (name, gateway) = match self {
+            Error::Foreign { name, gateway, .. } => (name, gateway),
+            Error::Gone { name } => {
+                return Some(format!(
+                    "make {name} again as it was: machines come back to it by themselves"
+                ));
+            }
+            Error::Link(_) => return None,
         };
         Some(format!(
             "name a bridge that does not exist, and it is made; or choose the network whose first address {name} has; \
@@ -98,6 +115,8 @@ pub struct Bridge {
     mtu: u32,
     ours: bool,
     ipv6: bool,
+    /// As it was when it last fitted.
+    looks: Option<Looks>,
 }
 
 /// Something of ours around bridges.
@@ -116,36 +135,42 @@ impl Bridge {
     /// [`Error::Foreign`], or the kernel refuses.
     pub fn open(config: Config) -> Result<Self> {
         let name = config.name.clone();
-        let mut socket = Socket::open(Protocol::Route).map_err(kernel("ask about", &name))?;
-        let mut found = find(&mut socket, &name)?;
-        if found.is_none() {
-            let made = socket.apply(&[bridge::create(&name, GATEWAY_MAC)]);
-            made.map_err(kernel("make the bridge", &name))?;
-            found = find(&mut socket, &name)?;
-        }
-        let Some(link) = found else {
-            let gone = hutch_netlink::Error::Refused {
-                what: "find a link",
-                errno: Errno::NODEV,
-                said: String::new(),
-            };
-            return Err(kernel("keep the bridge", &name)(gone).into());
-        };
+        let socket = Socket::open(Protocol::Route).map_err(kernel("ask about", &name))?;
         let mut opened = Self {
             socket,
-            index: link.index,
+            index: 0,
             mac: GATEWAY_MAC,
             mtu: config.mtu,
-            ours: link.kind == KIND && link.alias == alias(&config.instance),
+            ours: false,
             ipv6: config.ipv6.is_some(),
+            looks: None,
             config,
         };
-        opened.ours |= opened.is_half_made(&link)?;
-        match opened.ours {
-            true => opened.repair(&link)?,
-            false => opened.use_as_it_is(&link)?,
-        }
+        opened.settle()?;
         Ok(opened)
+    }
+
+    /// Finds the bridge, or makes it, and sees to it that it is as it must be.
+    fn settle(&mut self) -> Result<()> {
+        let name = self.config.name.clone();
+        let mut found = find(&mut self.socket, &name)?;
+        if found.is_none() {
+            let made = self.socket.apply(&[bridge::create(&name, GATEWAY_MAC)]);
+            made.map_err(kernel("make the bridge", &name))?;
+            found = find(&mut self.socket, &name)?;
+        }
+        let Some(link) = found else {
+            return Err(gone(&name));
+        };
+        let ours = link.kind == KIND && link.alias == alias(&self.config.instance);
+        self.ours = ours || self.is_half_made(&link)?;
+        match self.ours {
+            true => self.repair(&link)?,
+            false => self.use_as_it_is(&link)?,
+        }
+        let link = find(&mut self.socket, &name)?.ok_or_else(|| gone(&name))?;
+        self.looks = Some(self.look(link)?);
+        Ok(())
     }
 
     /// For the firewall's rules. It may change when somebody changes a bridge that is not ours.
@@ -177,13 +202,17 @@ impl Bridge {
     /// # Errors
     /// The kernel refuses.
     pub fn attach(&mut self, machine: &Machine, alias: &str) -> Result<()> {
+        self.join(machine, Some(alias))
+    }
+
+    fn join(&mut self, machine: &Machine, alias: Option<&str>) -> Result<()> {
         let name = machine.label.as_str();
         let port = route::index(&mut self.socket, name).map_err(kernel("find", name))?;
         // A bridge takes the lowest MAC and MTU of its ports where nobody has set others.
         let before = Change {
             mtu: Some(self.mtu),
             address: Some(self.mac),
-            alias: Some(alias),
+            alias,
             ..Change::default()
         };
         // The port itself speaks to nobody.
@@ -270,6 +299,8 @@ impl Bridge {
     }
 
     fn repair(&mut self, link: &route::Link) -> Result<()> {
+        (self.index, self.mac, self.mtu) = (link.index, GATEWAY_MAC, self.config.mtu);
+        self.ipv6 = self.config.ipv6.is_some();
         let name = &self.config.name;
         let alias = alias(&self.config.instance);
         let change = Change {
@@ -335,8 +366,8 @@ impl Bridge {
                 let mac = <[u8; 6]>::try_from(&link.address[..]).unwrap_or_default();
                 // One whose last port has gone has none, until it takes that of our first tap.
                 self.mac = if mac == [0; 6] { GATEWAY_MAC } else { mac };
-                self.mtu = link.mtu;
-                self.ipv6 &= self.has_ipv6(link, &has)?;
+                (self.index, self.mtu) = (link.index, link.mtu);
+                self.ipv6 = self.config.ipv6.is_some() && self.has_ipv6(link, &has)?;
                 return Ok(());
             }
             "" => format!("it is a network card, with {}", listed()),
@@ -459,6 +490,15 @@ fn alias(instance: &str) -> String {
         alias.pop();
     }
     alias
+}
+
+fn gone(name: &str) -> Error {
+    let gone = hutch_netlink::Error::Refused {
+        what: "find a link",
+        errno: Errno::NODEV,
+        said: String::new(),
+    };
+    kernel("keep the bridge", name)(gone).into()
 }
 
 fn find(socket: &mut Socket, name: &str) -> Result<Option<route::Link>> {

@@ -10,6 +10,10 @@ use crate::attribute::{attributes, find, ne32, text};
 use crate::message::{CREATE, EXCLUSIVE, REPLACE};
 use crate::{Error, Message, Reply, Result, Socket};
 
+mod event;
+
+pub use event::Events;
+
 pub(crate) const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 pub(crate) const RTM_GETLINK: u16 = 18;

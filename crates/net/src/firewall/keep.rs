@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::{Config, Error, Firewall, Result, Verified, wanted};
 use crate::elements::{Elements, difference};
-use crate::rules::TableRules;
+use crate::rules::{Link, TableRules};
 
 /// Transactions that come too late before we give up.
 const ATTEMPTS: usize = 20;
@@ -30,10 +30,14 @@ pub(super) fn flags(own: bool) -> u32 {
     if own { OWNER | PERSIST } else { 0 }
 }
 
-/// Whose tables these are, and the version of their rules: a hash of all that is made, by FNV-1a.
+/// Whose tables these are, and the version of their rules: a hash of all that is made, by FNV-1a, but for a bridge's MAC.
 pub(super) fn comment(config: &Config) -> String {
     let mut batch = Batch::default();
-    for table in config.rules.tables() {
+    let mut rules = config.rules.clone();
+    if let Link::Bridge { mac, .. } = &mut rules.link {
+        *mac = [0; 6];
+    }
+    for table in rules.tables() {
         table.make(&mut batch, 0, "");
     }
     let bytes = batch.bytes().unwrap_or_default();
@@ -65,6 +69,18 @@ impl Firewall {
         }
         self.rebuild()?;
         Ok(Verified::Repaired)
+    }
+
+    /// Lets machines speak to a bridge whose MAC has changed. Nothing else may differ from the link that there was.
+    ///
+    /// # Errors
+    /// The kernel refuses; the next [`Firewall::verify`] tries again.
+    pub fn relink(&mut self, link: Link) -> Result<()> {
+        if self.config.rules.link == link {
+            return Ok(());
+        }
+        self.config.rules.link = link;
+        self.rebuild()
     }
 
     /// After one transaction of ours: all is still sound if it was, and nobody else changed anything.

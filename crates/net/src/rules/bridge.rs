@@ -49,7 +49,11 @@ pub(super) fn tables(rules: &Rules, mac: [u8; 6]) -> Vec<TableRules> {
         .into_iter()
         .filter_map(of_both)
         .collect(),
-        vec![(set("macs", &[Type::Ether]), Vec::<Element>::new())],
+        vec![
+            (set("macs", &[Type::Ether]), Vec::new()),
+            // The bridge's own, which may change: an element, so that the rest stays then.
+            (set("gateway", &[Type::Ether]), vec![Element::new(mac)]),
+        ],
     ];
     let mut chains = rules.inet_chains();
     chains.push(chain(
@@ -78,7 +82,7 @@ pub(super) fn tables(rules: &Rules, mac: [u8; 6]) -> Vec<TableRules> {
         TableRules {
             table: table(Family::Bridge),
             sets: at_ports.concat(),
-            chains: port_chains(rules, mac),
+            chains: port_chains(rules),
         },
     ]
 }
@@ -120,7 +124,7 @@ fn no_redirects(rules: &Rules) -> Vec<Rule> {
     ]
 }
 
-fn port_chains(rules: &Rules, mac: [u8; 6]) -> Vec<super::Chain> {
+fn port_chains(rules: &Rules) -> Vec<super::Chain> {
     let tap = |direction| rules.tap(direction);
     let asked = equal(4, Base::Network, 24, &rules.gateway.octets());
     let for_gateway = [ethertype(ARP), asked].concat();
@@ -150,7 +154,7 @@ fn port_chains(rules: &Rules, mac: [u8; 6]) -> Vec<super::Chain> {
             None,
             vec![[for_gateway, accept()].concat(), drop_it()],
         ),
-        chain("sane", None, honest(mac)),
+        chain("sane", None, honest()),
         chain(
             "forward",
             Some(hook("filter", FORWARD, -200)),
@@ -194,7 +198,7 @@ fn others() -> Vec<Rule> {
 }
 
 /// What a machine may say to the host.
-fn honest(mac: [u8; 6]) -> Vec<Rule> {
+fn honest() -> Vec<Rule> {
     let icmpv6 = || [ethertype(V6.ethertype), l4(ICMPV6)].concat();
     let neighbour = |kind: u8| {
         let plain = equal(2, Base::Network, 6, &[ICMPV6, 255]);
@@ -207,10 +211,7 @@ fn honest(mac: [u8; 6]) -> Vec<Rule> {
         vec![lookup("from6")],
     ];
     let says = |set: &str| [icmpv6(), load(Base::Transport, 0, 1), vec![lookup(set)]].concat();
-    let elsewhere = vec![
-        Expression::Payload(Base::Link, DESTINATION, 6, REGISTER),
-        Expression::Cmp(REGISTER, Compare::NotEqual, mac.to_vec()),
-    ];
+    let gateway = [load(Base::Link, DESTINATION, 6), vec![lookup("gateway")]];
     // fe80::/10
     let prefix = |first: [u8; 2]| [&first[..], &[0; 14]].concat();
     let link_local = vec![
@@ -225,10 +226,10 @@ fn honest(mac: [u8; 6]) -> Vec<Rule> {
         [says("neighbours_say"), drop_it()].concat(),
         [super::dhcp_server(), spoofed()].concat(),
         [super::dhcp_server(), drop_it()].concat(),
-        [elsewhere, drop_it()].concat(),
         // The inet table knows machines by their other addresses.
         [ethertype(V6.ethertype), link_local, drop_it()].concat(),
-        accept(),
+        [gateway.concat(), accept()].concat(),
+        drop_it(),
     ]
 }
 

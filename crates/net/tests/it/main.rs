@@ -10,6 +10,7 @@ mod keeping;
 mod learning;
 mod limits;
 mod links;
+mod moving;
 mod names;
 mod policy;
 mod resolver;
