@@ -13,13 +13,13 @@ use hutch_store::{SqliteStore, Store};
 use hutch_tests::world::{HOST, METADATA, OTHER, PRIVATE, PUBLIC, World};
 use hutch_tests::{Lab, Runtime, lab};
 
-const LIMIT: Duration = Duration::from_secs(120);
-const PORT: u16 = 7000;
+pub const LIMIT: Duration = Duration::from_secs(120);
+pub const PORT: u16 = 7000;
 /// The host's address on the guest's link.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
 
 /// What a machine hears from a server, or nothing.
-async fn hears(lab: &Lab, machine: &str, host: impl Into<IpAddr>, port: u16) -> bool {
+pub async fn hears(lab: &Lab, machine: &str, host: impl Into<IpAddr>, port: u16) -> bool {
     let host = host.into();
     let tried = lab
         .sh(machine, &format!("nc -w 3 {host} {port} </dev/null"))
@@ -28,14 +28,14 @@ async fn hears(lab: &Lab, machine: &str, host: impl Into<IpAddr>, port: u16) -> 
 }
 
 /// Waits until it hears it: a guest on a busy host is slow.
-async fn reaches(lab: &Lab, machine: &str, host: impl Into<IpAddr>, port: u16) {
+pub async fn reaches(lab: &Lab, machine: &str, host: impl Into<IpAddr>, port: u16) {
     let host = host.into();
     let what = format!("{machine} reaches {host}\n{}", lab.log());
     hutch_tests::wait_until(&what, LIMIT, async || hears(lab, machine, host, port).await).await;
 }
 
 /// Makes a machine with this policy.
-async fn create(lab: &Lab, name: &str, policy: NetworkPolicy) -> Ipv4Addr {
+pub async fn create(lab: &Lab, name: &str, policy: NetworkPolicy) -> Ipv4Addr {
     let request = CreateMachine {
         network: policy,
         ..lab.request(name)
@@ -431,7 +431,10 @@ async fn connections_outlive_a_crash_of_the_server_with_qemu() {
 async fn one_name_is_allowed_and_the_rest_denied_with_qemu() {
     let Some(world) = World::new() else { return };
     let resolver = Ipv4Addr::new(203, 0, 113, 53);
-    let names = [("good.example.com", PUBLIC), ("bad.example.com", OTHER)];
+    let names = [
+        ("good.example.com", PUBLIC.into()),
+        ("bad.example.com", OTHER.into()),
+    ];
     world.name_server(resolver, &names);
     let good = world.serve(PUBLIC, PORT);
     let bad = world.serve(OTHER, PORT);

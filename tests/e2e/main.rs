@@ -6,8 +6,10 @@
 #![expect(clippy::unwrap_used, reason = "these are tests")]
 
 mod bad_input;
+mod bridges;
 mod crash;
 mod egress;
+mod egress6;
 mod import;
 mod isolation;
 mod kernels;

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,6 +26,17 @@ pub const OTHER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
 pub const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);
 /// The metadata service of a cloud.
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// The host's address on its uplink, once the world has IPv6.
+pub const HOST6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
+const ROUTER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+/// A host of the internet.
+pub const PUBLIC6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x10);
+/// Another one.
+pub const OTHER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x20);
+/// A host of a private network behind the same router.
+pub const PRIVATE6: Ipv6Addr = Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 9);
+/// The metadata service of a cloud.
+pub const METADATA6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
 /// The two namespaces.
 pub struct World {
@@ -119,6 +130,37 @@ impl World {
         Some(Arc::new(world))
     }
 
+    /// Gives host and world IPv6 beside IPv4; false, after saying so, where the kernel has none.
+    pub fn has_ipv6(&self) -> bool {
+        if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+            eprintln!("skipped: this kernel has no IPv6");
+            return false;
+        }
+        self.outside(|| {
+            let mut socket = Socket::open(Protocol::Route).unwrap();
+            let [far, loopback] = ["up1", "lo"].map(|name| up(&mut socket, name));
+            let mut setup = vec![route::add_address(far, ROUTER6.into(), 64)];
+            for address in [PUBLIC6, OTHER6, PRIVATE6, METADATA6] {
+                setup.push(route::add_address(loopback, address.into(), 128));
+            }
+            socket.apply(&setup).unwrap();
+        });
+        self.on_host(|| {
+            let mut socket = Socket::open(Protocol::Route).unwrap();
+            let near = up(&mut socket, "up0");
+            let out = route::add_route(&Route {
+                to: (Ipv6Addr::UNSPECIFIED.into(), 0),
+                link: near,
+                gateway: Some(ROUTER6.into()),
+                source: None,
+                protocol: 4,
+            });
+            let own = route::add_address(near, HOST6.into(), 64);
+            socket.apply(&[own, out]).unwrap();
+        });
+        true
+    }
+
     /// Does something on the host, in a thread of its own.
     pub fn on_host<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
         inside(&self.host, what)
@@ -142,7 +184,7 @@ impl World {
     }
 
     /// A name server of the world, on port 53, which knows these names.
-    pub fn name_server(&self, at: Ipv4Addr, names: &[(&str, Ipv4Addr)]) {
+    pub fn name_server(&self, at: Ipv4Addr, names: &[(&str, IpAddr)]) {
         let socket = self.outside(|| {
             let mut socket = Socket::open(Protocol::Route).unwrap();
             let loopback = route::index(&mut socket, "lo").unwrap();
@@ -200,34 +242,28 @@ fn wire_name(name: &str) -> Vec<u8> {
     wire
 }
 
-/// The answer to a question about one address (RFC 1035): the address, nothing for other types, "no such name".
-fn answer(question: &[u8], names: &[(Vec<u8>, Ipv4Addr)]) -> Option<Vec<u8>> {
+/// The answer to a question about one address (RFC 1035, RFC 3596): the address, nothing for other types, "no such name".
+fn answer(question: &[u8], names: &[(Vec<u8>, IpAddr)]) -> Option<Vec<u8>> {
     let asked = question.get(12..)?;
     let end = asked.iter().position(|byte| *byte == 0)? + 1;
     let (name, kind) = (
         asked.get(..end)?.to_ascii_lowercase(),
         asked.get(end..end + 2)?,
     );
-    let found = names.iter().find(|(known, _)| *known == name);
-    let code = if found.is_some() { 0 } else { 3 };
-    let found = found.filter(|_| kind == [0, 1]);
+    let mut found = names.iter().filter(|(known, _)| *known == name).peekable();
+    let code = if found.peek().is_some() { 0 } else { 3 };
+    let data = found.find_map(|(_, address)| match address {
+        IpAddr::V4(address) => (kind == [0, 1]).then(|| address.octets().to_vec()),
+        IpAddr::V6(address) => (kind == [0, 28]).then(|| address.octets().to_vec()),
+    });
+    let answers = u8::from(data.is_some());
     let mut answer = question.get(..2)?.to_vec();
-    answer.extend([
-        0x81,
-        0x80 | code,
-        0,
-        1,
-        0,
-        u8::from(found.is_some()),
-        0,
-        0,
-        0,
-        0,
-    ]);
+    answer.extend([0x81, 0x80 | code, 0, 1, 0, answers, 0, 0, 0, 0]);
     answer.extend(asked.get(..end + 4)?);
-    if let Some((_, address)) = found {
-        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-        answer.extend(address.octets());
+    if let Some(data) = data {
+        answer.extend([0xc0, 12, kind[0], kind[1], 0, 1, 0, 0, 0, 60]);
+        answer.extend([0, data.len() as u8]);
+        answer.extend(data);
     }
     Some(answer)
 }

@@ -141,6 +141,15 @@ impl Network {
         if let Err(error) = spawned {
             warn!(%error, "the firewall is not kept");
         }
+        if routed.on_bridge() {
+            let keeper = routed.clone();
+            let spawned = std::thread::Builder::new()
+                .name("hutch-bridge".into())
+                .spawn(move || keeper.keep_bridge());
+            if let Err(error) = spawned {
+                warn!(%error, "the bridge of machines is not kept");
+            }
+        }
         info!(
             subnet = %routed.network(),
             tag = shared.instance.tag,

@@ -3,6 +3,8 @@
 //! One lock holds what is in the kernel, so that what is applied is never older than what was applied before; the calls to the
 //! kernel below it take about a millisecond.
 
+mod bridged;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, Ordering};
