@@ -89,7 +89,7 @@ pub struct Uplink {
     pub advertised: bool,
 }
 
-/// The links of this network namespace. Blocking; a call takes about a millisecond.
+/// The links of this network namespace. Blocking; a call takes about a millisecond, [`Links::down`] some twenty.
 #[derive(Debug)]
 pub struct Links {
     socket: Socket,
@@ -158,8 +158,8 @@ impl Links {
         done.map_err(kernel("bring up the tap", name))
     }
 
-    /// Removes a machine's tap, and with it its addresses, routes and neighbours. One that is not there is gone
-    /// already.
+    /// Removes a machine's tap, and with it its addresses, routes and neighbours, as [`Tap::remove`] does. One that is
+    /// not there is gone already.
     ///
     /// # Errors
     /// It is no tap of that owner's, or a VMM has it open.

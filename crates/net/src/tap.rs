@@ -156,6 +156,10 @@ impl Tap {
 
     /// Removes it. One that is not there is removed already.
     ///
+    /// It takes some 20 ms, nearly all of them in `rcu_barrier`, by which the kernel waits, without holding any lock, for
+    /// callbacks of all processors (`netdev_run_todo` in its `net/core/dev.c`). Who removes several does it at the same
+    /// time: they wait together.
+    ///
     /// # Errors
     /// [`Error::Foreign`], [`Error::InUse`]
     pub fn remove(&self) -> Result<(), Error> {

@@ -268,8 +268,10 @@ impl Routed {
         let Some(machine) = self.machine(slot) else {
             return Ok(());
         };
+        // The kernel takes longer for this than for all else together, waiting for its processors to have let go of the
+        // device; meanwhile other machines come and go. With its VMM gone, nobody speaks through the tap.
+        Tap::new(&machine.label, owner)?.remove()?;
         let mut inner = self.inner();
-        inner.links.down(&machine.label, owner)?;
         if let Some(bridge) = &mut inner.bridge {
             bridge.detach(&machine)?;
         }

@@ -68,7 +68,11 @@ impl Bridge {
         let ports: BTreeSet<_> = ports.into_iter().map(|port| port.name).collect();
         let there = machines.iter().filter(|it| taps.contains(&it.label));
         for machine in there.filter(|it| !ports.contains(&it.label)) {
-            self.join(machine, None)?;
+            let joined = self.join(machine, None);
+            // One that goes meanwhile needs no bridge.
+            if find(&mut self.socket, &machine.label)?.is_some() {
+                joined?;
+            }
         }
         self.remember(machines)?;
         Ok(verified)

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use hutch_net::address::{Addresses, GATEWAY};
@@ -10,6 +11,7 @@ use hutch_net::cidr::Cidr;
 use hutch_net::firewall::{Config, Firewall};
 use hutch_net::link::Links;
 use hutch_net::rules::{Link, Rules};
+use hutch_net::tap::Tap;
 use hutch_tests::world::World;
 use hutch_tests::{Runtime, lab};
 
@@ -18,6 +20,8 @@ use crate::numbers::Times;
 const ROUNDS: u16 = 300;
 /// Machines that are there already.
 const BESIDE: [u16; 3] = [0, 100, 1000];
+/// Machines that go at the same time.
+const AT_ONCE: u16 = 16;
 /// Machines through the server.
 const MACHINES: usize = 20;
 const LIMIT: Duration = Duration::from_secs(120);
@@ -107,6 +111,22 @@ fn measure() {
             downs.shown(),
         );
     }
+    let start = Instant::now();
+    thread::scope(|scope| {
+        for first in 1..=AT_ONCE {
+            scope.spawn(move || {
+                for slot in (first..=there).step_by(usize::from(AT_ONCE)) {
+                    let tap = Tap::new(hutch_net::label(TAG, slot), owner(slot));
+                    tap.unwrap().remove().unwrap();
+                }
+            });
+        }
+    });
+    let each = start.elapsed() / u32::from(there);
+    println!(
+        "taps: of {there} machines, {AT_ONCE} at once: tap removed {:.3} ms each",
+        each.as_secs_f64() * 1000.0
+    );
     for slot in 1..=there {
         down(&mut links, &mut firewall, slot);
     }
