@@ -48,11 +48,12 @@ async fn by_ipv6_a_machine_reaches_the_internet_and_nothing_else_with_qemu() {
         by_name("six.example.com").await
     })
     .await;
-    let asked = lab.sh("one", "nslookup both.example.com").await.stdout;
-    assert!(
-        asked.contains(&OTHER.to_string()) && asked.contains(&OTHER6.to_string()),
-        "{asked}"
-    );
+    // A guest on a busy host may give up on one of its two questions.
+    hutch_tests::wait_until("a name of both has both", LIMIT, async || {
+        let asked = lab.sh("one", "nslookup both.example.com").await.stdout;
+        asked.contains(&OTHER.to_string()) && asked.contains(&OTHER6.to_string())
+    })
+    .await;
 
     let listen = "(while true; do echo hello | nc -l -p 7000; done) >/dev/null 2>&1 & sleep 1";
     lab.sh("two", listen).await;
