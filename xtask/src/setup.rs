@@ -26,12 +26,14 @@ const TO_RUN: [Need; 4] = [
 ];
 
 /// What some tests hold ours against, or run beside it.
-const TO_TEST: [Need; 5] = [
+const TO_TEST: [Need; 7] = [
     need("dockerd", "docker.io"),
     need("nft", "nftables"),
     need("ip", "iproute2"),
     need("passt", "passt"),
     need("pebble", "pebble"),
+    need("mkfs.btrfs", "btrfs-progs"),
+    need("mkfs.xfs", "xfsprogs"),
 ];
 
 /// Likewise, and started by their packages where there is systemd.

@@ -14,6 +14,8 @@ pub enum Kind {
     Exists,
     /// The request makes no sense for this file.
     Invalid,
+    /// The host cannot do it as it is.
+    Unavailable,
     /// Anything else the operating system said.
     Other,
 }
@@ -43,6 +45,16 @@ pub enum Error {
         /// The size that was asked for.
         wanted_bytes: u64,
     },
+    /// There is no pool, or it cannot be reached.
+    #[error("pool {}: {reason}", .path.display())]
+    Pool {
+        /// The file that it is in.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// What helps.
+        hint: &'static str,
+    },
     /// Only regular files are disks here.
     #[error("{} is not a regular file", .path.display())]
     NotAFile {
@@ -70,6 +82,7 @@ impl Error {
                 _ => Kind::Other,
             },
             Error::Shrink { .. } | Error::NotAFile { .. } => Kind::Invalid,
+            Error::Pool { .. } => Kind::Unavailable,
         }
     }
 
@@ -79,6 +92,7 @@ impl Error {
             (Kind::Full, _) => {
                 Some("free some space, or remove images and machines that are not needed".into())
             }
+            (_, Error::Pool { hint, .. }) => Some((*hint).into()),
             (_, Error::Shrink { .. }) => {
                 Some("disks only grow; copy the files to a machine with a smaller disk".into())
             }

@@ -374,6 +374,7 @@ impl Error {
             Error::Disk(error) => match error.kind() {
                 hutch_disk::Kind::Full => Kind::Exhausted,
                 hutch_disk::Kind::Invalid => Kind::Invalid,
+                hutch_disk::Kind::Unavailable => Kind::Unavailable,
                 hutch_disk::Kind::NotFound | hutch_disk::Kind::Exists | hutch_disk::Kind::Other => {
                     Kind::Bug
                 }
