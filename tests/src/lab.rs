@@ -168,6 +168,8 @@ impl Lab {
             .env("HUTCH_LISTEN", "127.0.0.1:0")
             // The host's own network is left alone.
             .env("HUTCH_NETWORK_MODE", "none")
+            // Nor is anything mounted on it.
+            .env("HUTCH_DISK_POOL", "off")
             .env("HUTCH_HTTP_LISTEN", &format!("127.0.0.1:{first}"))
             .env("PORT_MIN", &(first + 1).to_string())
             .env("PORT_MAX", &(first + GIVEN).to_string())

@@ -10,6 +10,7 @@ use hutch_contract::machine::{
     CreateMachine, DEFAULT_DISK_GIB, DEFAULT_MEMORY_MIB, DEFAULT_VCPU, MAX_DISK_GIB,
     MAX_MEMORY_MIB, MAX_VCPU, MIN_MEMORY_MIB,
 };
+use hutch_disk::pool::Room;
 
 use crate::rows::SlotRow;
 use crate::{EngineConfig, Error};
@@ -110,8 +111,8 @@ pub(crate) struct Host {
     pub memory_mib: u64,
     /// Memory that could be used now, in MiB (`MemAvailable`).
     pub available_mib: u64,
-    /// Free bytes under the data directory.
-    pub free_bytes: u64,
+    /// What is free where disks lie.
+    pub disk: Room,
     /// Machines that exist.
     pub machines: u64,
     /// Memory promised to machines that run or shall run, in MiB.
@@ -142,12 +143,13 @@ pub(crate) fn room(config: &EngineConfig, host: &Host, size: &Size) -> Result<()
     if host.available_mib < config.memory_floor_mib {
         return short("memory", config.memory_floor_mib, host.available_mib, "MiB");
     }
-    disk_room(config, host.free_bytes)
+    disk_room(config, host.disk)
 }
 
-/// Refuses anything that would eat into the reserve of the data directory.
-pub(crate) fn disk_room(config: &EngineConfig, free_bytes: u64) -> Result<(), Error> {
-    let free_mib = free_bytes >> 20;
+/// Refuses anything that would eat into the reserve: with a pool that is what its machines can still write when it has
+/// grown to its end, which is the same reserve of the host's.
+pub(crate) fn disk_room(config: &EngineConfig, disk: Room) -> Result<(), Error> {
+    let free_mib = disk.usable(config.disk_reserve_mib << 20) >> 20;
     if free_mib < config.disk_reserve_mib {
         return Err(Error::Exhausted {
             what: "disk",
@@ -179,11 +181,11 @@ impl Host {
     /// This host, with nothing promised.
     pub fn of(data_dir: &Path) -> Result<Host, Error> {
         let (memory_mib, available_mib) = host_memory();
-        let free_bytes = hutch_disk::free_bytes(data_dir)?;
+        let disk = hutch_disk::pool::room(data_dir)?;
         Ok(Host {
             memory_mib,
             available_mib,
-            free_bytes,
+            disk,
             ..Host::default()
         })
     }
@@ -205,6 +207,30 @@ pub(crate) fn host_memory() -> (u64, u64) {
 mod tests {
     use super::*;
     use hutch_contract::id::MachineId;
+
+    fn free(bytes: u64) -> Room {
+        Room {
+            free: bytes,
+            around: None,
+        }
+    }
+
+    #[test]
+    fn a_pool_counts_what_it_can_grow_by() {
+        let config = crate::config::tests::config("/nowhere".as_ref());
+        let fits = |free, around| {
+            let disk = Room {
+                free,
+                around: Some(around),
+            };
+            disk_room(&config, disk).is_ok()
+        };
+        // The reserve is 1 GiB, once for the host and once for the machines.
+        assert!(fits(0, 2 * GIB));
+        assert!(!fits(0, 2 * GIB - 1));
+        assert!(fits(GIB, 0), "the pool's space is nobody else's");
+        assert!(!fits(GIB - 1, GIB));
+    }
 
     fn request() -> CreateMachine {
         CreateMachine {
@@ -291,7 +317,7 @@ mod tests {
         let plenty = Host {
             memory_mib: 1000,
             available_mib: 1000,
-            free_bytes: 100 * GIB,
+            disk: free(100 * GIB),
             ..Host::default()
         };
         let size = Size {
@@ -324,7 +350,7 @@ mod tests {
             ),
             (
                 Host {
-                    free_bytes: 1 << 20,
+                    disk: free(1 << 20),
                     ..plenty
                 },
                 "disk",

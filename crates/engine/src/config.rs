@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use hutch_disk::pool::Mode as PoolMode;
 use hutch_net::cidr::Cidr;
 
 /// The configuration of an engine.
@@ -40,7 +41,9 @@ pub struct EngineConfig {
     pub memory_overcommit: u32,
     /// Free memory of the host that no new machine may touch, in MiB.
     pub memory_floor_mib: u64,
-    /// Free disk of the data directory that no new machine or image may touch, in MiB.
+    /// Whether disks lie in a pool of ours where the data directory has no reflinks.
+    pub pool: PoolMode,
+    /// Free disk of the data directory that no new machine or image may touch, in MiB; a pool does not grow into it.
     pub disk_reserve_mib: u64,
     /// The largest image, unpacked, in bytes.
     pub image_max_bytes: u64,
@@ -197,6 +200,7 @@ pub(crate) mod tests {
             max_machines: 100,
             memory_overcommit: 4,
             memory_floor_mib: 256,
+            pool: PoolMode::Off,
             disk_reserve_mib: 1024,
             image_max_bytes: 20 << 30,
             console_bytes: 1 << 20,

@@ -32,6 +32,9 @@ pub const SLOT_REST: Duration = Duration::from_secs(30);
 pub const IDEMPOTENCY: Duration = Duration::from_secs(24 * 3600);
 /// Between two rounds of dropping what is too old.
 pub const HOUSEKEEPING: Duration = Duration::from_secs(3600);
+/// Between two looks at what is free in the pool. It keeps 512 MiB to 4 GiB ahead: guests that together write more in that
+/// time see a full disk before it grows.
+pub const POOL_GROWTH: Duration = Duration::from_secs(1);
 /// Between two attempts at the lock of a data directory.
 pub const LOCK_AGAIN: Duration = Duration::from_millis(20);
 /// A port of the host that a request names: until whoever has it, such as a machine that is just gone, has let it go.

@@ -9,7 +9,7 @@ use hutch_runtime::table::Runtimes;
 use hutch_runtime::{RuntimeConfig, cgroup};
 
 use crate::engine::{images_dir, machines_dir};
-use crate::{EngineConfig, Mode, admission, network};
+use crate::{EngineConfig, Mode, admission, network, pool};
 
 /// The runtimes, configured.
 #[allow(
@@ -52,7 +52,7 @@ pub async fn doctor(config: &EngineConfig) -> Vec<Finding> {
     let mut findings = runtime_findings(infos);
     findings.push(agent_finding(&config.agent));
     findings.extend(kernel_findings(config));
-    findings.push(disk_finding(&config.data_dir));
+    findings.push(disk_finding(config));
     findings.push(memory_finding(config));
     findings.push(limits_finding(cgroup::support()));
     findings.push(network_finding(config).await);
@@ -177,34 +177,9 @@ fn kernel_findings(config: &EngineConfig) -> Vec<Finding> {
     [own].into_iter().chain(named).collect()
 }
 
-fn disk_finding(data_dir: &Path) -> Finding {
-    // The directory may not exist before the first start: its nearest parent has the same file system.
-    let Some(dir) = data_dir.ancestors().find(|dir| dir.is_dir()) else {
-        return finding(
-            "disk",
-            Level::Missing,
-            format!("{} cannot be made", data_dir.display()),
-            None,
-        );
-    };
-    let free = hutch_disk::free_bytes(dir).map_or(0, |bytes| bytes >> 30);
-    let place = data_dir.display();
-    if hutch_disk::reflink_supported(dir) {
-        finding(
-            "disk",
-            Level::Good,
-            format!("{place}: reflinks work, {free} GiB free"),
-            None,
-        )
-    } else {
-        let hint = "put the data directory on btrfs or XFS: disks are then cloned in no time";
-        finding(
-            "disk",
-            Level::Limited,
-            format!("{place}: no reflinks, disks are copied; {free} GiB free"),
-            Some(hint),
-        )
-    }
+fn disk_finding(config: &EngineConfig) -> Finding {
+    let (level, found, hint) = pool::finding(config);
+    finding("disk", level, found, hint)
 }
 
 fn memory_finding(config: &EngineConfig) -> Finding {
@@ -296,6 +271,10 @@ fn taps_finding(mode: u32) -> Option<Finding> {
 }
 
 fn images_finding(data_dir: &Path) -> Finding {
+    if hutch_disk::pool::exists(data_dir) && !hutch_disk::pool::is_mounted(data_dir) {
+        let found = "in the pool, which the server mounts at its start";
+        return finding("images", Level::Good, found, None);
+    }
     let count = |dir: &Path| std::fs::read_dir(dir).map_or(0, Iterator::count);
     let (images, machines) = (count(&images_dir(data_dir)), count(&machines_dir(data_dir)));
     let found = format!("{images} images, {machines} machines");

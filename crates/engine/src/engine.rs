@@ -11,6 +11,7 @@ use hutch_contract::id::{ImageId, MachineId, OperationId, OwnerId};
 use hutch_contract::key::Scope;
 use hutch_contract::name::Name;
 use hutch_contract::record::{FORMAT, ImageRecord, MachineRecord, Observed};
+use hutch_disk::pool::{Pool, place};
 use hutch_guest::session::Session;
 use hutch_runtime::table::Runtimes;
 use hutch_runtime::{Adopted, ImageLayer, MachineDir, Runtime};
@@ -26,12 +27,16 @@ use crate::kernel::Kernel;
 use crate::network::Network;
 use crate::operations::Running;
 use crate::ports::Doors;
-use crate::prepare::{erase_dir, io_error};
+use crate::prepare::{erase_dir, io_error, sweep_shared};
 use crate::rows::{self, Cell, Current, Instance, SlotRow};
-use crate::{EngineConfig, Error, Principal, deadline, expose, images, inventory, keys};
+use crate::{EngineConfig, Error, Principal, deadline, expose, images, inventory, keys, pool};
 
 /// Characters of an instance's tag.
 const TAG_ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+/// Directories that lie where disks do, by reflinks and renames between them.
+pub(crate) const MACHINES: &str = "machines";
+pub(crate) const IMAGES: &str = "images";
+pub(crate) const UPLOADS: &str = "uploads";
 /// Attempts at the lock of a data directory after the first.
 const LOCK_TRIES: u32 = 50;
 /// Revisions of the change log that are kept.
@@ -93,6 +98,8 @@ pub(crate) struct Shared {
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
     fleet: Mutex<Fleet>,
+    /// Where disks lie, if that is not the data directory itself.
+    pub pool: Option<Pool>,
     /// Held as long as the engine lives: one server per data directory.
     _lock: File,
 }
@@ -185,21 +192,21 @@ impl Shared {
 }
 
 pub(crate) fn machines_dir(data_dir: &Path) -> PathBuf {
-    data_dir.join("machines")
+    place(data_dir).join(MACHINES)
 }
 
 pub(crate) fn images_dir(data_dir: &Path) -> PathBuf {
-    data_dir.join("images")
+    place(data_dir).join(IMAGES)
 }
 
 /// Uploads and half-made images: everything in it is dropped at start.
 pub(crate) fn spool_dir(data_dir: &Path) -> PathBuf {
-    data_dir.join("tmp")
+    place(data_dir).join("tmp")
 }
 
 /// Uploads that imports are made from, whole and on disk: they stay until the import has ended.
 pub(crate) fn uploads_dir(data_dir: &Path) -> PathBuf {
-    data_dir.join("uploads")
+    place(data_dir).join(UPLOADS)
 }
 
 impl Engine {
@@ -209,8 +216,10 @@ impl Engine {
     /// # Errors
     /// [`Error::DataDirBusy`] when another server has the directory; what the store or the file system says.
     pub async fn open(config: EngineConfig) -> Result<Engine, Error> {
+        public_dir(&config.data_dir)?;
+        let lock = lock(&config.data_dir).await?;
+        let pool = pool::open(&config).await?;
         for dir in [
-            &config.data_dir,
             &machines_dir(&config.data_dir),
             &images_dir(&config.data_dir),
             &uploads_dir(&config.data_dir),
@@ -218,7 +227,7 @@ impl Engine {
         ] {
             public_dir(dir)?;
         }
-        let lock = lock(&config.data_dir).await?;
+        sweep_shared(&config.data_dir)?;
         let spool = spool_dir(&config.data_dir);
         discard(&config.data_dir, &spool)?;
         public_dir(&spool)?;
@@ -228,12 +237,13 @@ impl Engine {
         let store =
             crate::drive::blocking("open the store", move || Ok(SqliteStore::open(&database)?))
                 .await?;
-        Engine::over(config, lock, Arc::new(store)).await
+        Engine::over(config, lock, pool, Arc::new(store)).await
     }
 
     async fn over(
         config: EngineConfig,
         lock: File,
+        pool: Option<Pool>,
         store: Arc<dyn Store>,
     ) -> Result<Engine, Error> {
         let instance = instance(store.as_ref()).await?;
@@ -252,6 +262,7 @@ impl Engine {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             fleet: Mutex::default(),
+            pool,
             _lock: lock,
         });
         let engine = Engine { shared };
@@ -267,6 +278,7 @@ impl Engine {
         if let Some(network) = self.shared.network.get() {
             network.end().await;
         }
+        self.release_pool().await;
     }
 
     /// Whether there are machines, of whomever and in whichever state.
@@ -366,6 +378,7 @@ impl Engine {
         self.spawn(shared.kernel.clone().warm());
         self.spawn(self.clone().empty_trash());
         self.spawn(self.clone().keep_house());
+        self.spawn(self.clone().keep_pool());
         info!(
             tag = shared.instance.tag,
             machines = shared.fleet().machines.len(),
@@ -530,7 +543,7 @@ fn ids_in<Id: std::str::FromStr>(dir: &Path) -> Result<Vec<Id>, Error> {
 
 /// What is to be erased, where nothing else looks: whoever still writes to it when its server was killed goes on there.
 pub(crate) fn trash_dir(data_dir: &Path) -> PathBuf {
-    data_dir.join("trash")
+    place(data_dir).join("trash")
 }
 
 /// Takes a directory out of the way at once. [`Engine::empty_trash`] erases it.

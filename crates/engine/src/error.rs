@@ -399,6 +399,11 @@ impl Error {
         }
     }
 
+    /// Whether something was too small: memory, a disk, a number of machines.
+    pub(crate) fn is_full(&self) -> bool {
+        self.kind() == Kind::Exhausted
+    }
+
     /// A stable word for programs.
     pub fn code(&self) -> &'static str {
         match self {
@@ -448,6 +453,7 @@ impl Error {
             Error::Image(_) => "image",
             Error::Runtime(_) => "runtime",
             Error::Disk(_) if self.kind() == Kind::Exhausted => "exhausted",
+            Error::Disk(_) if self.kind() == Kind::Unavailable => "no_pool",
             Error::Io { .. } if self.kind() == Kind::Exhausted => "exhausted",
             Error::Store(_) if self.kind() == Kind::Exhausted => "exhausted",
             Error::NewerRecord { .. }

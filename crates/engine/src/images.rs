@@ -225,7 +225,7 @@ impl Engine {
             }
             if total - looked_at > 64 << 20 || looked_at == 0 {
                 looked_at = total;
-                admission::disk_room(config, hutch_disk::free_bytes(&config.data_dir)?)?;
+                admission::disk_room(config, hutch_disk::pool::room(&config.data_dir)?)?;
             }
             file.write_all(&bytes).await.map_err(write_error)?;
         }
@@ -295,7 +295,7 @@ impl Engine {
         };
         admission::disk_room(
             &shared.config,
-            hutch_disk::free_bytes(&shared.config.data_dir)?,
+            hutch_disk::pool::room(&shared.config.data_dir)?,
         )?;
         let name_key = rows::image_name(&who.owner, &name);
         let name_write = Write::json(name_key.clone(), &id)?;
@@ -489,9 +489,12 @@ async fn make(shared: Arc<Shared>, running: Arc<Running>, work: ImageWork) {
         let counted = shared.tasks.token();
         blocking("make the image", move || {
             let _counted = counted;
-            let built = build(&shared, &running, &input, &tar, &stage, &cancel)?;
-            hutch_disk::publish_dir(&stage, &target)?;
-            Ok(built)
+            shared.with_room(|| {
+                erase_dir(&stage)?;
+                let built = build(&shared, &running, &input, &tar, &stage, &cancel)?;
+                hutch_disk::publish_dir(&stage, &target)?;
+                Ok(built)
+            })
         })
     };
     let _cancel = CancelOnDrop(cancel);

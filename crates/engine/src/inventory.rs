@@ -18,7 +18,7 @@ use crate::{Error, network};
 pub struct Item {
     /// `process`, `cgroup`, `tap`, `neighbour`, `machine directory`, `image directory`, `upload`, `spooled file`,
     /// `discarded directory`; and what [`Item::is_of_the_server`]: `firewall`, `claimed network`, `bridge`,
-    /// `part of a Caddy`.
+    /// `part of a Caddy`, `pool`.
     pub kind: &'static str,
     /// A process' id, a file's name, a network; for `part of a Caddy`, its admin API's address.
     pub name: String,
@@ -26,6 +26,8 @@ pub struct Item {
 
 /// In a Caddy that is not ours.
 const ELSEWHERE: &str = "part of a Caddy";
+/// With its file, its loop device and its mount.
+const POOL: &str = "pool";
 
 impl Item {
     /// Whether a server has it as long as it runs, also without machines. One that ends without machines takes it along.
@@ -36,6 +38,7 @@ impl Item {
             network::CLAIM,
             network::BRIDGE,
             ELSEWHERE,
+            POOL,
         ]
         .contains(&self.kind)
     }
@@ -71,6 +74,10 @@ pub fn inventory(data_dir: &Path) -> Result<Vec<Item>, Error> {
         let instance = data_dir.display().to_string();
         let network = network::inventory(&tag, &instance).into_iter();
         items.extend(network.map(|(kind, name)| Item { kind, name }));
+    }
+    if hutch_disk::pool::exists(data_dir) {
+        let name = hutch_disk::pool::place(data_dir).display().to_string();
+        items.push(Item { kind: POOL, name });
     }
     let parts = elsewhere(data_dir)?.into_iter();
     items.extend(parts.map(|name| Item {

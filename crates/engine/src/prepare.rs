@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use hutch_contract::record::MachineRecord;
@@ -14,6 +14,8 @@ use crate::Error;
 
 /// Last file to be written: with it the directory is complete.
 const COMPLETE: &str = "machine.json";
+/// Beside the machines: what they share and cannot link to where it is.
+const SHARED: &str = "shared";
 /// Console text quoted in the reason of a failed start, in bytes.
 const CONSOLE_TAIL: usize = 512;
 /// Bytes in a GiB.
@@ -91,16 +93,55 @@ pub(crate) fn link_boot_set(dir: &MachineDir, boot_set: &BootSet, elf: bool) -> 
         };
         let staged = to.with_extension("new");
         remove_if_there(&staged)?;
-        if let Err(error) = fs::hard_link(from, &staged) {
-            // Another file system, or a kernel that forbids links to files of others.
-            tracing::debug!(%error, from = %from.display(), "copying instead of linking");
-            hutch_disk::clone_file(from, &staged)?;
-            fs::set_permissions(&staged, fs::Permissions::from_mode(0o644))
-                .map_err(|source| io_error("protect", &staged, source))?;
-        }
+        link(from, &staged, dir.path())?;
         fs::rename(&staged, &to).map_err(|source| io_error("replace", &to, source))?;
         // Where both are the same file already, rename(2) does nothing.
         drop(fs::remove_file(&staged));
+    }
+    Ok(())
+}
+
+/// Links a file that is only read. From another file system, or where the kernel forbids links to files of others, it is
+/// copied once for all machines of this place: they share its pages in memory, too.
+fn link(from: &Path, to: &Path, machine_dir: &Path) -> Result<(), Error> {
+    if fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    let inspect = |source| io_error("inspect", from, source);
+    let meta = fs::metadata(from).map_err(inspect)?;
+    let place = machine_dir.parent().and_then(Path::parent);
+    let shared = place.unwrap_or(machine_dir).join(SHARED);
+    // Such a file is published whole and never changed.
+    let (device, inode, size) = (meta.dev(), meta.ino(), meta.len());
+    let (seconds, nanoseconds) = (meta.mtime(), meta.mtime_nsec());
+    let copy = shared.join(format!(
+        "{device:x}-{inode:x}-{size:x}-{seconds:x}-{nanoseconds:x}"
+    ));
+    if !copy.is_file() {
+        tracing::debug!(from = %from.display(), "copying instead of linking");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&shared)
+            .map_err(|source| io_error("create", &shared, source))?;
+        hutch_disk::clone_file(from, to)?;
+        fs::set_permissions(to, fs::Permissions::from_mode(0o644))
+            .map_err(|source| io_error("protect", to, source))?;
+        hutch_disk::publish_file(to, &copy)?;
+    }
+    fs::hard_link(&copy, to).map_err(|source| io_error("link", to, source))
+}
+
+/// Removes copies that [`link`] made and no machine has any more. Only while no machine is prepared.
+pub(crate) fn sweep_shared(data_dir: &Path) -> Result<(), Error> {
+    let shared = hutch_disk::pool::place(data_dir).join(SHARED);
+    let Ok(entries) = fs::read_dir(&shared) else {
+        return Ok(());
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if fs::metadata(&path).is_ok_and(|meta| meta.nlink() == 1) {
+            remove_if_there(&path)?;
+        }
     }
     Ok(())
 }

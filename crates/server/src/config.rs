@@ -14,7 +14,9 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use hutch_engine::{Cidr, EngineConfig, Kernels, Mode, NamedKernel, NetworkConfig, RuntimeOptions};
+use hutch_engine::{
+    Cidr, EngineConfig, Kernels, Mode, NamedKernel, NetworkConfig, PoolMode, RuntimeOptions,
+};
 use serde::{Deserialize, Serialize};
 
 pub use gateway::{CaddyMode, Domain, Gateway, HttpListen};
@@ -54,6 +56,8 @@ pub struct Config {
     pub runtime: Runtime,
     /// The network of machines.
     pub network: Network,
+    /// Disks.
+    pub disk: Disk,
     /// Limits.
     pub limits: Limits,
     /// `hutch` itself, which has the hidden subcommands that the engine starts. Not configurable.
@@ -164,6 +168,14 @@ fn servers(text: &str) -> Option<Vec<SocketAddr>> {
         alone.or_else(|_| text.parse()).ok()
     };
     text.split(',').map(|text| server(text.trim())).collect()
+}
+
+/// Disks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// `auto`, `off` or `require`.
+    pub pool: String,
 }
 
 /// Limits.
@@ -315,6 +327,11 @@ impl Config {
             max_machines: self.limits.machines,
             memory_overcommit: self.limits.memory_overcommit,
             memory_floor_mib: self.limits.memory_floor_mib,
+            pool: match self.disk.pool.as_str() {
+                "off" => PoolMode::Off,
+                "require" => PoolMode::Require,
+                _ => PoolMode::Auto,
+            },
             disk_reserve_mib: self.limits.disk_reserve_mib,
             image_max_bytes: self.limits.image_max_gib << 30,
             console_bytes: self.limits.console_kib << 10,

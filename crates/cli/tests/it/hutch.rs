@@ -58,6 +58,8 @@ impl Hutch {
             .env("HOME", self.home.path())
             // The host's own network is left alone.
             .env("HUTCH_NETWORK_MODE", "none")
+            // Nor is anything mounted on it.
+            .env("HUTCH_DISK_POOL", "off")
             .current_dir(self.home.path());
         command.env("HUTCH_DATA_DIR", self.home.path().join("data"));
         // Tests run beside each other.

@@ -138,7 +138,7 @@ async fn engine(dir: &Path, store: Arc<Sick>) -> Engine {
         fs::create_dir_all(dir).unwrap();
     }
     let lock = lock(&config.data_dir).await.unwrap();
-    let engine = Engine::over(config, lock, store).await.unwrap();
+    let engine = Engine::over(config, lock, None, store).await.unwrap();
     let image = ImageRecord {
         format: FORMAT,
         id: ImageId::new(),

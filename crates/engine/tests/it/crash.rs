@@ -20,7 +20,7 @@ use crate::lab::{Home, LONG, Lab, body, tiny};
 const PROCESSES: usize = 3;
 
 /// Opens the engine of a place as soon as what is left of the one before has let go.
-async fn reopen(home: &Home) -> Engine {
+pub async fn reopen(home: &Home) -> Engine {
     let began = Instant::now();
     loop {
         match Engine::open(home.config()).await {
@@ -33,7 +33,7 @@ async fn reopen(home: &Home) -> Engine {
 }
 
 /// A server that dies: nothing is closed, every task is gone at the await it stood at.
-fn dies(server: Runtime, lab: Lab) -> Home {
+pub fn dies(server: Runtime, lab: Lab) -> Home {
     let Lab { engine, home, .. } = lab;
     server.shutdown_background();
     drop(engine);

@@ -13,7 +13,7 @@ use hutch_contract::image::ImportFormat;
 use hutch_contract::machine::{CreateMachine, Machine, Status};
 use hutch_contract::operation::OperationState;
 use hutch_engine::{
-    Engine, EngineConfig, Error, Item, Kernels, Mode, NetworkConfig, Principal, Reach,
+    Engine, EngineConfig, Error, Item, Kernels, Mode, NetworkConfig, PoolMode, Principal, Reach,
     RuntimeOptions, Target, inventory,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -100,6 +100,7 @@ impl Home {
             max_machines: 100,
             memory_overcommit: 4,
             memory_floor_mib: 0,
+            pool: PoolMode::Off,
             disk_reserve_mib: 0,
             image_max_bytes: 1 << 30,
             console_bytes: 64 * 1024,

@@ -9,5 +9,7 @@ mod inside;
 mod lab;
 mod life;
 mod pause;
+mod pool;
 mod races;
 mod sick;
+mod sys;

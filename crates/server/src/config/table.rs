@@ -79,7 +79,7 @@ const fn key(path: &'static str, shape: Shape, also: &'static [&'static str]) ->
 }
 
 /// All of them.
-pub(super) const KEYS: [Key; 55] = [
+pub(super) const KEYS: [Key; 56] = [
     key("listen", Shape::Text, &[]),
     key("data_dir", Shape::Text, &["DATA_DIR"]),
     key("cache_dir", Shape::Text, &[]),
@@ -156,6 +156,7 @@ pub(super) const KEYS: [Key; 55] = [
         Shape::Number(65_536..=1 << 40),
         &[],
     ),
+    key("disk.pool", Shape::Word(&["auto", "off", "require"]), &[]),
     // A machine's slot is a u16.
     key(
         "limits.machines",

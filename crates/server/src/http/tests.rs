@@ -42,6 +42,8 @@ impl Bench {
             ("HUTCH_KERNEL", "/nowhere/kernel.deb"),
             // The host's own network is left alone.
             ("HUTCH_NETWORK_MODE", "none"),
+            // Nor is anything mounted on it.
+            ("HUTCH_DISK_POOL", "off"),
         ];
         let environment = environment
             .map(|(name, value)| (name.into(), value.into()))

@@ -37,6 +37,8 @@ impl Home {
             ("HUTCH_RUNTIME_PROGRAMS_STUB", at("hutch-stub-vmm")),
             // The host's own network is left alone.
             ("HUTCH_NETWORK_MODE", "none".to_owned()),
+            // Nor is anything mounted on it.
+            ("HUTCH_DISK_POOL", "off".to_owned()),
             ("HUTCH_LIMITS_DISK_RESERVE_MIB", "0".to_owned()),
         ];
         let fixed = fixed.iter().map(|(name, value)| (*name, value.as_str()));
