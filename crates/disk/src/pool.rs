@@ -508,7 +508,8 @@ fn mount(device: &Device, dir: &Path) -> Result<(), Errno> {
 }
 
 /// Formats without discards; the defaults are good for the rest. With two copies of metadata, mkfs gives it 256 MiB from
-/// the start; with one it would get 8 MiB and, once data has taken all else, no more: then nothing can be deleted even.
+/// the start; with one it would get 8 MiB and, once data has taken all else, no more: then no file can be made, even after
+/// others were deleted.
 fn format(file: &Path) -> Result<(), Obstacle> {
     let failed = |reason: String| Obstacle {
         reason: format!("it cannot be formatted: {reason}"),

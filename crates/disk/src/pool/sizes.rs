@@ -31,22 +31,30 @@ impl Sizes {
         }
     }
 
-    /// The size of a new pool where the host has `free` bytes; none when there is no room for one.
+    /// The size of a new pool where the host has `free` bytes: no more than half of what it has to spare. None when there
+    /// is no room for one.
     pub(super) fn begin(&self, free: u64) -> Option<u64> {
-        let size = self.first.min(grains(free.saturating_sub(self.reserve)));
+        let size = self.first.min(grains(self.spare(free) / 2));
         (size >= self.smallest).then_some(size)
     }
 
-    /// By how much a pool with `inside` free bytes grows, for `wanted` to be free in it, where the host has `free`.
+    /// By how much a pool with `inside` free bytes grows, for `wanted` to be free in it, where the host has `free`. Only
+    /// ahead of need it takes no more than that host and pool have equally much to spare: others use the host, too.
     pub(super) fn step(&self, inside: u64, free: u64, wanted: u64) -> u64 {
-        let wanted = wanted.max(self.ahead);
+        let spare = grains(self.spare(free));
+        let lead = self.ahead.min(inside.saturating_add(spare) / 2);
+        let wanted = wanted.max(lead);
         if inside >= wanted {
             return 0;
         }
         // Not each little write shall lead to a little growth.
-        let step = (wanted - inside).max(self.ahead / 2);
+        let step = (wanted - inside).max(lead / 2);
         let step = step.div_ceil(GRAIN).saturating_mul(GRAIN);
-        step.min(grains(free.saturating_sub(self.reserve)))
+        step.min(spare)
+    }
+
+    fn spare(&self, free: u64) -> u64 {
+        free.saturating_sub(self.reserve)
     }
 }
 
@@ -72,8 +80,8 @@ mod tests {
     fn the_reserve_is_neither_begun_nor_grown_into() {
         let sizes = Sizes::of_host(100 * GIB, GIB);
         assert_eq!(sizes.begin(90 * GIB), Some(8 * GIB));
-        assert_eq!(sizes.begin(5 * GIB + 1), Some(4 * GIB));
-        assert_eq!(sizes.begin(GIB + (511 << 20)), None);
+        assert_eq!(sizes.begin(5 * GIB + 1), Some(2 * GIB));
+        assert_eq!(sizes.begin(2 * GIB - 1), None);
         assert_eq!(sizes.begin(0), None);
         assert_eq!(sizes.step(0, GIB + GRAIN + 5, 0), GRAIN);
         assert_eq!(sizes.step(0, GIB + GRAIN - 1, 0), 0);
@@ -87,5 +95,23 @@ mod tests {
         assert_eq!(sizes.step(4 * GIB - 1, 50 * GIB, 0), 2 * GIB);
         assert_eq!(sizes.step(GIB, 50 * GIB, 0), 3 * GIB);
         assert_eq!(sizes.step(4 * GIB, 50 * GIB, 10 * GIB), 6 * GIB);
+    }
+
+    #[test]
+    fn the_last_of_the_host_is_taken_only_when_it_is_needed() {
+        let sizes = Sizes::of_host(100 * GIB, GIB);
+        assert_eq!(sizes.step(2 * GIB, 3 * GIB, 0), 0);
+        assert_eq!(sizes.step(GIB, 4 * GIB, 0), GIB);
+        assert_eq!(sizes.step(GIB, 4 * GIB, 4 * GIB), 3 * GIB);
+        // As a pool fills, it takes all in the end.
+        let (mut inside, mut free, mut written) = (8 * GIB, 20 * GIB, 0);
+        while inside > 0 {
+            let write = inside.min(100 << 20);
+            (inside, written) = (inside - write, written + write);
+            let step = sizes.step(inside, free, 0);
+            (inside, free) = (inside + step, free - step);
+            assert!(free >= sizes.reserve);
+        }
+        assert!(written >= 27 * GIB - GRAIN);
     }
 }

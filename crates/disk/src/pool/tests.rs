@@ -156,7 +156,7 @@ fn what_a_child_does() {
 
 #[test]
 fn a_pool_is_made_used_and_found_again() {
-    let Some(host) = Host::new(640) else { return };
+    let Some(host) = Host::new(896) else { return };
     let pool = host.open();
     assert_eq!(pool.size().unwrap(), SIZES.first);
     assert_eq!(place(host.path()), pool.dir());
@@ -187,7 +187,7 @@ fn a_pool_is_made_used_and_found_again() {
 
 #[test]
 fn a_crash_at_any_step_of_making_costs_nothing() {
-    let Some(host) = Host::new(640) else { return };
+    let Some(host) = Host::new(896) else { return };
     for step in [
         "created",
         "allocated",
@@ -208,7 +208,7 @@ fn a_crash_at_any_step_of_making_costs_nothing() {
 
 #[test]
 fn a_crash_later_keeps_what_is_in_the_pool() {
-    let Some(host) = Host::new(768) else { return };
+    let Some(host) = Host::new(1024) else { return };
     let steps = [
         ("open", "attached again", 0),
         ("open", "mounted again", 0),
@@ -239,7 +239,7 @@ fn a_crash_later_keeps_what_is_in_the_pool() {
 
 #[test]
 fn a_device_that_has_the_file_is_used_again() {
-    let Some(host) = Host::new(640) else { return };
+    let Some(host) = Host::new(896) else { return };
     let pool = host.open();
     fs::create_dir_all(pool.dir().join("images/one")).unwrap();
     assert!(pool.release().unwrap());
@@ -268,7 +268,7 @@ fn a_device_that_has_the_file_is_used_again() {
 
 #[test]
 fn a_pool_grows_ahead_and_leaves_the_reserve_to_the_host() {
-    let Some(host) = Host::new(768) else { return };
+    let Some(host) = Host::new(1024) else { return };
     let pool = host.open();
     assert_eq!(pool.grow(0).unwrap(), 0, "enough is free");
     fill(&pool.dir().join("a"), 200 * MIB).unwrap();
@@ -290,7 +290,7 @@ fn a_pool_grows_ahead_and_leaves_the_reserve_to_the_host() {
 
 #[test]
 fn what_fills_a_pool_is_tried_again_when_it_could_grow() {
-    let Some(host) = Host::new(768) else { return };
+    let Some(host) = Host::new(1024) else { return };
     let pool = host.open();
     let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
     let image = pool.dir().join("image");
@@ -301,9 +301,9 @@ fn what_fills_a_pool_is_tried_again_when_it_could_grow() {
 
     // Nothing is left to grow by: the first error is told.
     let more = pool.dir().join("more");
-    let write = || fill(&more, 512 * MIB);
+    let write = || fill(&more, 1024 * MIB);
     assert!(is_full(
-        &pool.with_room(512 * MIB, is_full, write).unwrap_err()
+        &pool.with_room(1024 * MIB, is_full, write).unwrap_err()
     ));
     assert!(host.free() >= SIZES.reserve);
     assert!(pool.size().unwrap() > size);
@@ -314,8 +314,8 @@ fn what_fills_a_pool_is_tried_again_when_it_could_grow() {
 
 #[test]
 fn a_full_host_has_no_pool_and_a_full_pool_is_still_mounted() {
-    let Some(host) = Host::new(640) else { return };
-    fill(&host.path().join("others"), 380 * MIB).unwrap();
+    let Some(host) = Host::new(896) else { return };
+    fill(&host.path().join("others"), 640 * MIB).unwrap();
     let found = open_sized(host.path(), &SETTINGS, Some(SIZES)).unwrap();
     let Storage::Copies(obstacle) = found else {
         panic!("{found:?}");
@@ -326,16 +326,16 @@ fn a_full_host_has_no_pool_and_a_full_pool_is_still_mounted() {
     fs::remove_file(host.path().join("others")).unwrap();
     let pool = host.open();
     fs::create_dir_all(pool.dir().join("images/one")).unwrap();
-    assert!(fill(&pool.dir().join("images/one/disk"), 512 * MIB).is_err());
+    assert!(fill(&pool.dir().join("images/one/disk"), 640 * MIB).is_err());
     assert!(pool.release().unwrap());
-    assert!(fill(&host.path().join("others"), 512 * MIB).is_err());
+    assert!(fill(&host.path().join("others"), 896 * MIB).is_err());
     let pool = host.open();
     assert_eq!(pool.grow(0).unwrap(), 0);
 }
 
 #[test]
 fn reflinks_of_the_host_are_found_by_trying() {
-    let Some(host) = Host::new(640) else { return };
+    let Some(host) = Host::new(896) else { return };
     for (program, arguments) in [
         ("mkfs.btrfs", &["-q"][..]),
         ("mkfs.xfs", &["-q", "-s", "size=4096", "-m", "reflink=1"]),
@@ -362,7 +362,7 @@ fn reflinks_of_the_host_are_found_by_trying() {
 
 #[test]
 fn no_pool_is_made_where_it_is_not_wanted_or_would_hide_something() {
-    let Some(host) = Host::new(640) else { return };
+    let Some(host) = Host::new(896) else { return };
     let with = |mode| open_sized(host.path(), &Settings { mode, ..SETTINGS }, Some(SIZES));
     let reason = |found: Storage| match found {
         Storage::Copies(obstacle) => obstacle.reason,
@@ -400,7 +400,7 @@ fn no_pool_is_made_where_it_is_not_wanted_or_would_hide_something() {
 
 #[test]
 fn a_pool_that_cannot_be_mounted_is_an_error_and_stays() {
-    let Some(host) = Host::new(640) else { return };
+    let Some(host) = Host::new(896) else { return };
     let backing = host.path().join(BACKING);
     fs::write(&backing, vec![0; 1 << 20]).unwrap();
     let error = open_sized(host.path(), &SETTINGS, Some(SIZES)).unwrap_err();
