@@ -89,6 +89,8 @@ ids! {
     MachineId = "mch";
     /// Names an image.
     ImageId = "img";
+    /// Names a snapshot.
+    SnapshotId = "snp";
     /// Names an operation.
     OperationId = "op";
     /// Names a key of the API.

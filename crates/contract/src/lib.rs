@@ -16,6 +16,7 @@ pub mod node;
 pub mod operation;
 pub mod page;
 pub mod record;
+pub mod snapshot;
 
 #[cfg(feature = "client")]
 pub mod client;

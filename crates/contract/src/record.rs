@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::expose::Exposure;
-use crate::id::{ImageId, KeyId, MachineId, OperationId, OwnerId};
+use crate::id::{ImageId, KeyId, MachineId, OperationId, OwnerId, SnapshotId};
 use crate::image::{Image, ImageSource, ImportFormat};
 use crate::key::Scope;
 use crate::machine::{Exit, Isolation, Timing};
 use crate::name::Name;
 use crate::network::NetworkPolicy;
 use crate::operation::OperationState;
+use crate::snapshot::{Snapshot, SnapshotState};
 
 /// The format of the records written by this version.
 pub const FORMAT: u32 = 1;
@@ -128,6 +129,189 @@ pub struct MachineRecord {
     /// How it is reached from outside.
     #[serde(default, skip_serializing_if = "Exposure::is_default")]
     pub exposure: Exposure,
+    /// What is to be done to its process and disk besides bringing it to its level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work: Option<Work>,
+    /// The snapshot that its disk was first cloned from, instead of the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<SnapshotId>,
+    /// The snapshot that it comes from, or was last taken of it or restored: the parent of the next one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<SnapshotId>,
+    /// Snapshots that were ever begun of it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub snapshots: u64,
+    /// Its next start goes on from the memory of this snapshot; none once it has come to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume_from: Option<SnapshotId>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// What is to be done to a machine's process and disk besides bringing it to its level. One thing at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Work {
+    /// Take a snapshot. It does not survive the server that began it.
+    Snapshot {
+        /// Which.
+        snapshot: SnapshotId,
+        /// With its memory.
+        memory: bool,
+        /// Whom it is told.
+        operation: OperationId,
+    },
+    /// Go back to a snapshot. It is gone on with after a crash.
+    Restore {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Without its memory.
+        disk_only: bool,
+        /// Whom it is told.
+        operation: OperationId,
+    },
+}
+
+impl Work {
+    /// Whom it is told.
+    pub fn operation(&self) -> &OperationId {
+        match self {
+            Work::Snapshot { operation, .. } | Work::Restore { operation, .. } => operation,
+        }
+    }
+
+    /// The snapshot that it is about.
+    pub fn snapshot(&self) -> &SnapshotId {
+        match self {
+            Work::Snapshot { snapshot, .. } | Work::Restore { snapshot, .. } => snapshot,
+        }
+    }
+}
+
+/// A snapshot. The copy of it in its directory is its manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRecord {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Its id.
+    pub id: SnapshotId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// Its name, reserved in the same commit.
+    pub name: Name,
+    /// How far it is.
+    pub state: SnapshotState,
+    /// The machine that it is of.
+    pub machine: MachineId,
+    /// What that is called.
+    pub machine_name: Name,
+    /// The image that the machine was made from.
+    pub image: ImageId,
+    /// What that was called.
+    pub image_name: Name,
+    /// The snapshot before it in the machine's life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<SnapshotId>,
+    /// Counts the machine's snapshots.
+    pub sequence: u64,
+    /// Made for something that needs it for a while: it goes with the last who does, and is not shown.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub passing: bool,
+    /// Whether it holds the memory too.
+    pub memory: bool,
+    /// Whether the guest stood still by itself, not only because its processors did.
+    #[serde(default)]
+    pub frozen: bool,
+    /// What ran the machine.
+    pub runtime: String,
+    /// The name of the machine's kernel; the server's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+    /// Virtual CPUs.
+    pub vcpu: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Root disk in GiB.
+    pub disk_gib: u32,
+    /// What its memory can be restored with; none without memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fit: Option<Fit>,
+    /// Its files.
+    #[serde(default)]
+    pub files: Vec<SnapshotFile>,
+    /// sha256 of the manifest's file, in hexadecimal; empty in that file.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub manifest_sha256: String,
+    /// How long what runs in the machine stood still, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_us: Option<u64>,
+    /// When it was asked for, UTC, in milliseconds since 1970.
+    pub created_at_ms: u64,
+    /// How long each step took.
+    #[serde(default)]
+    pub timings: Vec<Timing>,
+    /// The operation that takes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<OperationId>,
+}
+
+/// What a machine's memory depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fit {
+    /// Version of the VMM.
+    pub vmm: String,
+    /// What accelerates it.
+    pub acceleration: String,
+    /// The host's processor: maker, family, model and features, digested.
+    pub cpu: String,
+    /// Version of the agent, told by the guest.
+    pub agent: String,
+    /// The guest's kernel, told by the guest.
+    pub kernel: String,
+}
+
+/// A file of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotFile {
+    /// Its name in the directory.
+    pub name: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Bytes of blocks that hold something.
+    pub used_bytes: u64,
+    /// sha256, in hexadecimal, over each block of 64 KiB that is not all zeros (the last may be shorter), with its number
+    /// before it as eight bytes, the lowest first. So a hole costs nothing, and is the same as zeros.
+    pub sha256: String,
+}
+
+impl From<SnapshotRecord> for Snapshot {
+    fn from(record: SnapshotRecord) -> Snapshot {
+        Snapshot {
+            id: record.id,
+            name: record.name,
+            state: record.state,
+            machine: record.machine,
+            machine_name: record.machine_name,
+            image: record.image,
+            image_name: record.image_name,
+            parent: record.parent,
+            sequence: record.sequence,
+            memory: record.memory,
+            frozen: record.frozen,
+            runtime: record.runtime,
+            vcpu: record.vcpu,
+            memory_mib: record.memory_mib,
+            disk_gib: record.disk_gib,
+            size_bytes: record.files.iter().map(|file| file.size_bytes).sum(),
+            used_bytes: record.files.iter().map(|file| file.used_bytes).sum(),
+            pause_us: record.pause_us,
+            created_at_ms: record.created_at_ms,
+            timings: record.timings,
+            operation: record.operation,
+        }
+    }
 }
 
 /// An image.

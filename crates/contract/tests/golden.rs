@@ -100,6 +100,11 @@ fn machine_record() -> MachineRecord {
         unapplied: vec!["clock: not permitted".into()],
         timings: vec![timing()],
         exposure: Exposure::default(),
+        work: None,
+        origin: None,
+        head: None,
+        snapshots: 0,
+        resume_from: None,
     }
 }
 

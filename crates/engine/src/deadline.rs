@@ -14,6 +14,12 @@ pub const ADOPT: Duration = Duration::from_secs(10);
 pub const RECONNECT: Duration = Duration::from_secs(20);
 /// Pausing a VMM, or letting it go on.
 pub const PAUSE: Duration = Duration::from_secs(10);
+/// From the answer of a guest that it is frozen until it is paused: it thaws by itself after ten seconds.
+pub const FROZEN: Duration = Duration::from_secs(8);
+/// A fork that waits for the snapshot it makes its copies of: for a machine that is starting, and for a large disk.
+pub const FORKED: Duration = Duration::from_secs(600);
+/// Saving a machine's memory.
+pub const MEMORY: Duration = Duration::from_secs(300);
 /// From the wish to stop until the guest's processes are killed, in the guest.
 pub const STOP_GRACE: Duration = Duration::from_secs(5);
 /// From the wish to stop until the VMM is killed.

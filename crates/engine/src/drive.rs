@@ -3,6 +3,7 @@
 //! A step may be dropped at any await (a newer wish, the end of the server). What is the case on the host is then
 //! looked at again, exactly as after a crash, so there is one way back and not two.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,9 @@ use crate::rows::Current;
 use crate::{Error, deadline, network, prepare};
 
 mod greet;
+mod snapshot;
+
+use snapshot::Beginning;
 
 /// A guest that ran shorter than this before it rebooted is restarted with a growing delay.
 const SHORT_RUN: Duration = Duration::from_secs(30);
@@ -51,6 +55,8 @@ pub(crate) struct Driver {
     booted: bool,
     /// It may not be executing: it was paused, or found by a server that cannot know what an earlier one did last.
     may_be_paused: bool,
+    /// Its disk was just made, and nothing has run on it since.
+    fresh_disk: bool,
     /// Failures of steps in a row.
     failures: u32,
     /// Restarts in a row of a guest that reboots soon after it came to run.
@@ -73,6 +79,7 @@ impl Driver {
             launching: None,
             booted: false,
             may_be_paused: false,
+            fresh_disk: false,
             failures: 0,
             reboots: 0,
             running_since: None,
@@ -205,6 +212,8 @@ impl Driver {
             Step::Boot => self.boot(&current.record).await,
             Step::Greet => self.greet(&current.record).await,
             Step::Pause => self.pause().await,
+            Step::Snapshot => self.snapshot(&current.record).await,
+            Step::Restore => self.restore(&current.record).await,
             Step::ShutDown => self.shut_down(&current.record).await,
             Step::Kill => self.kill().await,
             Step::NoteStopped(exit) => {
@@ -220,15 +229,19 @@ impl Driver {
     async fn prepare(&mut self, record: &MachineRecord) -> Result<(), Error> {
         self.clock.begin();
         let started = Instant::now();
-        let disk = match self.runtime.root() {
-            Root::Disk => Some(self.shared.image_disk(&record.image)),
-            Root::Layer | Root::Elsewhere => None,
-        };
-        let (dir, made_for) = (self.dir.clone(), record.clone());
-        self.file_work("prepare", move || {
-            prepare::prepare(&dir, disk.as_deref(), &made_for)
-        })
-        .await?;
+        if let Some(origin) = &record.origin {
+            self.prepare_from(record, origin).await?;
+        } else {
+            let disk = match self.runtime.root() {
+                Root::Disk => Some(self.shared.image_disk(&record.image)),
+                Root::Layer | Root::Elsewhere => None,
+            };
+            let (dir, made_for) = (self.dir.clone(), record.clone());
+            self.file_work("prepare", move || {
+                prepare::prepare(&dir, disk.as_deref(), &made_for)
+            })
+            .await?;
+        }
         let (spec, layer) = (self.spec(record), self.shared.image_layer(&record.image));
         // What was begun goes on when this future is dropped, and is waited for before it is looked at or removed.
         let held = self.files_busy.clone().lock_owned().await;
@@ -291,10 +304,17 @@ impl Driver {
         spec.nic = plug.await?.nic;
         self.clock.phase("network", started);
         let started = Instant::now();
+        let beginning = self.beginning(record).await?;
+        let from_memory = matches!(beginning, Beginning::Memory(_));
         // From here until the result is in hand something may be alive that we do not hold.
         self.body = Body::Unproved("it is being started".into());
         let (runtime, dir) = (self.runtime.clone(), self.dir.clone());
-        let start = async move { runtime.start(&dir, &spec).await };
+        let start = async move {
+            match beginning {
+                Beginning::Cold => runtime.start(&dir, &spec).await,
+                Beginning::Memory(from) => runtime.restore(&dir, &spec, Path::new(from)).await,
+            }
+        };
         let launching = self.launching.insert(self.shared.tasks.spawn(start));
         let error = match timeout(deadline::LAUNCH, &mut *launching).await {
             Ok(launched) => {
@@ -304,7 +324,7 @@ impl Driver {
                         info!(machine = %record.id, pid = process.pid(), "started");
                         self.body = Body::Alive(process);
                         self.booted = true;
-                        self.may_be_paused = false;
+                        self.may_be_paused = from_memory;
                         self.clock.phase("vmm", started);
                         return Ok(());
                     }
@@ -484,6 +504,8 @@ impl Driver {
     }
 
     async fn remove(&mut self, record: &MachineRecord) -> Result<(), Error> {
+        self.give_up(record, &snapshot::why_not(record)).await?;
+        self.shared.drop_snapshots_of(&record.id).await?;
         // Before its directory: that says what it had.
         timeout(deadline::OUTSIDE, self.runtime.remove(&self.spec(record)))
             .await
@@ -503,7 +525,15 @@ impl Driver {
         self.machine.cell.forget(self.shared.now_ms(), free).await?;
         info!(machine = %self.machine.cell.id, "gone");
         self.shared.remove_outside_of_gone(&record.image).await;
+        self.release_origin(record).await;
         Ok(())
+    }
+
+    /// Lets go of the snapshot that the machine began as a copy of.
+    async fn release_origin(&self, record: &MachineRecord) {
+        if let Some(origin) = &record.origin {
+            self.shared.release_snapshot(origin).await;
+        }
     }
 
     /// A start that fails is given up until somebody asks again; everything else is tried again.
@@ -539,7 +569,7 @@ impl Driver {
                 })
                 .await;
             match noted {
-                Ok(_) => return,
+                Ok(_) => return self.release_origin(&current.record).await,
                 Err(error) => {
                     warn!(machine = %id, error = %error.chain(), "the failure cannot be recorded")
                 }

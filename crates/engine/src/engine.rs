@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use hutch_contract::id::{ImageId, MachineId, OperationId, OwnerId};
+use hutch_contract::id::{ImageId, MachineId, OperationId, OwnerId, SnapshotId};
 use hutch_contract::key::Scope;
 use hutch_contract::name::Name;
-use hutch_contract::record::{FORMAT, ImageRecord, MachineRecord, Observed};
+use hutch_contract::record::{FORMAT, ImageRecord, MachineRecord, Observed, SnapshotRecord, Work};
 use hutch_disk::pool::{Pool, place};
 use hutch_guest::session::Session;
 use hutch_runtime::table::Runtimes;
@@ -36,6 +36,7 @@ const TAG_ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
 /// Directories that lie where disks do, by reflinks and renames between them.
 pub(crate) const MACHINES: &str = "machines";
 pub(crate) const IMAGES: &str = "images";
+pub(crate) const SNAPSHOTS: &str = "snapshots";
 pub(crate) const UPLOADS: &str = "uploads";
 /// Attempts at the lock of a data directory after the first.
 const LOCK_TRIES: u32 = 50;
@@ -78,6 +79,9 @@ pub(crate) struct Fleet {
     pub machine_names: HashMap<(OwnerId, Name), MachineId>,
     pub images: BTreeMap<ImageId, ImageRecord>,
     pub image_names: HashMap<(OwnerId, Name), ImageId>,
+    pub snapshots: BTreeMap<SnapshotId, SnapshotRecord>,
+    /// Snapshots that something is being made of, and that therefore stay.
+    pub snapshots_in_use: HashMap<SnapshotId, usize>,
     pub slots: BTreeMap<u16, SlotRow>,
     pub operations: BTreeMap<OperationId, Arc<Running>>,
     /// Machines that are being made from an image, and the image's disk therefore needed.
@@ -199,7 +203,11 @@ pub(crate) fn images_dir(data_dir: &Path) -> PathBuf {
     place(data_dir).join(IMAGES)
 }
 
-/// Uploads and half-made images: everything in it is dropped at start.
+pub(crate) fn snapshots_dir(data_dir: &Path) -> PathBuf {
+    place(data_dir).join(SNAPSHOTS)
+}
+
+/// Uploads, half-made images and snapshots: everything in it is dropped at start.
 pub(crate) fn spool_dir(data_dir: &Path) -> PathBuf {
     place(data_dir).join("tmp")
 }
@@ -222,6 +230,7 @@ impl Engine {
         for dir in [
             &machines_dir(&config.data_dir),
             &images_dir(&config.data_dir),
+            &snapshots_dir(&config.data_dir),
             &uploads_dir(&config.data_dir),
             &config.cache_dir,
         ] {
@@ -337,10 +346,17 @@ impl Engine {
         .await?;
         self.load_slots().await?;
         self.load_images().await?;
-        let unfinished = self.load_operations().await?;
+        let machines = self.load_machines().await?;
+        let restoring = machines
+            .iter()
+            .filter_map(|(_, record)| match &record.work {
+                Some(work @ Work::Restore { .. }) => Some(work.operation().clone()),
+                _ => None,
+            });
+        let unfinished = self.load_operations(&restoring.collect()).await?;
+        self.load_snapshots().await?;
         self.sweep_idempotency().await?;
         store.compact(KEEP_REVISIONS).await?;
-        let machines = self.load_machines().await?;
         self.open_network(&machines).await?;
         self.load_ways().await?;
         self.remove_orphans(&unfinished).await?;
@@ -496,6 +512,11 @@ impl Engine {
         for id in ids_in::<ImageId>(&images_dir(&shared.config.data_dir))? {
             if !shared.fleet().images.contains_key(&id) {
                 erase_orphan(&shared.image_dir(&id))?;
+            }
+        }
+        for id in ids_in::<SnapshotId>(&snapshots_dir(&shared.config.data_dir))? {
+            if !shared.fleet().snapshots.contains_key(&id) {
+                erase_orphan(&shared.snapshot_dir(&id))?;
             }
         }
         for id in ids_in::<ImageId>(&uploads_dir(&shared.config.data_dir))? {

@@ -12,7 +12,7 @@ pub enum Error {
     /// No machine, image or operation of that name, or not this owner's.
     #[error("{what} `{reference}` not found")]
     NotFound {
-        /// `machine`, `image`, `operation`.
+        /// `machine`, `image`, `operation`, `snapshot`.
         what: &'static str,
         /// What was asked for, cut to 64 characters.
         reference: String,
@@ -56,6 +56,56 @@ pub enum Error {
     ImageBusy {
         /// The image.
         name: String,
+    },
+    /// Something is being done to the machine already.
+    #[error("machine `{name}` is being {doing}")]
+    MachineBusy {
+        /// The machine.
+        name: String,
+        /// What is done to it.
+        doing: &'static str,
+    },
+    /// Something needs the snapshot.
+    #[error("snapshot `{name}` is in use")]
+    SnapshotBusy {
+        /// The snapshot.
+        name: String,
+    },
+    /// The snapshot's files are not those that were written.
+    #[error("snapshot `{name}` is damaged: {problem}")]
+    SnapshotBroken {
+        /// The snapshot.
+        name: String,
+        /// Which file, and how.
+        problem: String,
+    },
+    /// The snapshot's memory cannot be restored any more.
+    #[error("the memory of snapshot `{name}` cannot be restored: {reason}")]
+    SnapshotMisfit {
+        /// The snapshot.
+        name: String,
+        /// What has changed.
+        reason: String,
+    },
+    /// There are as many as there may be.
+    #[error("there are {limit} {what} already")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many there may be.
+        limit: usize,
+    },
+    /// How an operation ended, told to whom waited for it.
+    #[error("{message}")]
+    Told {
+        /// What sort of failure it was.
+        kind: Kind,
+        /// Its stable word.
+        code: &'static str,
+        /// It with its causes.
+        message: String,
+        /// What to do next.
+        hint: Option<String>,
     },
     /// The same idempotency key came with another request.
     #[error("this idempotency key was used for another request")]
@@ -328,6 +378,10 @@ impl Error {
             | Error::WrongStatus { .. }
             | Error::MachineFailed { .. }
             | Error::ImageBusy { .. }
+            | Error::MachineBusy { .. }
+            | Error::SnapshotBusy { .. }
+            | Error::SnapshotBroken { .. }
+            | Error::SnapshotMisfit { .. }
             | Error::DataDirBusy { .. }
             | Error::NetworkInUse { .. }
             | Error::NetworkTaken { .. }
@@ -344,6 +398,8 @@ impl Error {
             Error::Firewall(error) => error.kind(),
             Error::Bridge(error) => error.kind(),
             Error::Tap(error) => error.kind(),
+            Error::TooMany { .. } => Kind::QuotaExceeded,
+            Error::Told { kind, .. } => *kind,
             Error::Unauthenticated => Kind::Unauthenticated,
             Error::Denied => Kind::Denied,
             Error::Exhausted { .. } => Kind::Exhausted,
@@ -414,12 +470,21 @@ impl Error {
             Error::NotFound {
                 what: "operation", ..
             } => "operation_not_found",
+            Error::NotFound {
+                what: "snapshot", ..
+            } => "snapshot_not_found",
             Error::NotFound { .. } => "not_found",
             Error::NameTaken { .. } => "name_taken",
             Error::Invalid { .. } => "invalid",
             Error::WrongStatus { .. } => "wrong_status",
             Error::MachineFailed { .. } => "machine_failed",
             Error::ImageBusy { .. } => "image_busy",
+            Error::MachineBusy { .. } => "machine_busy",
+            Error::SnapshotBusy { .. } => "snapshot_busy",
+            Error::SnapshotBroken { .. } => "snapshot_broken",
+            Error::SnapshotMisfit { .. } => "snapshot_misfit",
+            Error::TooMany { .. } => "quota_exceeded",
+            Error::Told { code, .. } => code,
             Error::IdempotencyMismatch => "idempotency_mismatch",
             Error::Unauthenticated => "unauthenticated",
             Error::Denied => "denied",
@@ -473,6 +538,21 @@ impl Error {
             Error::NotFound {
                 what: "machine", ..
             } => "`hutch list` shows the machines",
+            Error::NotFound {
+                what: "snapshot", ..
+            } => "`hutch snapshot ls` shows the snapshots",
+            Error::MachineBusy { .. } => "wait until that is done, and ask again",
+            Error::SnapshotBusy { .. } => {
+                "a machine is being made from it or restored to it: wait for that"
+            }
+            Error::SnapshotBroken { .. } => "nothing was changed; delete it, and use another one",
+            Error::SnapshotMisfit { .. } => {
+                "its disk alone can be: add `--disk-only` (`disk_only` in the API); the machine then boots"
+            }
+            Error::TooMany {
+                what: "snapshots", ..
+            } => "delete those that are not needed: `hutch snapshot rm`",
+            Error::Told { hint, .. } => return hint.clone(),
             Error::NameTaken { .. } => "choose another name, or delete the old one first",
             Error::WrongStatus {
                 name,

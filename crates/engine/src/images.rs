@@ -453,7 +453,7 @@ impl Drop for Spooled {
 }
 
 /// Tells file work in a thread that its operation is not wanted any more.
-struct CancelOnDrop(Arc<AtomicBool>);
+pub(crate) struct CancelOnDrop(pub Arc<AtomicBool>);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {

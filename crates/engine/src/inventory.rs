@@ -5,20 +5,20 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use hutch_contract::id::{ImageId, MachineId};
+use hutch_contract::id::{ImageId, MachineId, SnapshotId};
 use tracing::{info, warn};
 
 use crate::elsewhere::elsewhere;
-use crate::engine::{images_dir, machines_dir, spool_dir, trash_dir, uploads_dir};
+use crate::engine::{images_dir, machines_dir, snapshots_dir, spool_dir, trash_dir, uploads_dir};
 use crate::prepare::io_error;
 use crate::{Error, network};
 
 /// Something of ours on the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Item {
-    /// `process`, `cgroup`, `tap`, `neighbour`, `machine directory`, `image directory`, `upload`, `spooled file`,
-    /// `discarded directory`; and what [`Item::is_of_the_server`]: `firewall`, `claimed network`, `bridge`,
-    /// `part of a Caddy`, `pool`.
+    /// `process`, `cgroup`, `tap`, `neighbour`, `machine directory`, `image directory`, `snapshot directory`, `upload`,
+    /// `spooled file`, `discarded directory`; and what [`Item::is_of_the_server`]: `firewall`, `claimed network`,
+    /// `bridge`, `part of a Caddy`, `pool`.
     pub kind: &'static str,
     /// A process' id, a file's name, a network; for `part of a Caddy`, its admin API's address.
     pub name: String,
@@ -59,6 +59,10 @@ pub fn inventory(data_dir: &Path) -> Result<Vec<Item>, Error> {
     for (kind, names) in [
         ("machine directory", ours::<MachineId>(names(&machines)?)),
         ("image directory", ours::<ImageId>(names(&images)?)),
+        (
+            "snapshot directory",
+            ours::<SnapshotId>(names(&snapshots_dir(data_dir))?),
+        ),
         ("upload", names(&uploads_dir(data_dir))?),
         ("spooled file", names(&spool_dir(data_dir))?),
         ("discarded directory", names(&trash_dir(data_dir))?),

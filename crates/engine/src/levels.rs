@@ -148,7 +148,7 @@ impl Engine {
     }
 
     /// Takes the memory of a machine that has none and is to run again.
-    fn take_memory(&self, machine: &Machine) -> Result<Option<Reserved<'_>>, Error> {
+    pub(crate) fn take_memory(&self, machine: &Machine) -> Result<Option<Reserved<'_>>, Error> {
         if !matches!(machine.status, Status::Stopped | Status::Failed) {
             return Ok(None);
         }

@@ -18,6 +18,7 @@ mod error;
 mod exec;
 mod expose;
 mod files;
+mod fork;
 mod hosts;
 mod images;
 mod inventory;
@@ -35,6 +36,7 @@ mod pool;
 mod ports;
 mod prepare;
 mod rows;
+mod snapshots;
 mod wait;
 
 pub use config::{
@@ -48,11 +50,13 @@ pub use error::Error;
 pub use exec::{ExecOutput, Execution};
 pub use expose::{Published, Reached, TokenFor};
 pub use files::{FileBytes, WriteFile};
+pub use fork::Fork;
 pub use hutch_disk::pool::Mode as PoolMode;
 pub use hutch_net::cidr::Cidr;
 pub use inventory::{Item, inventory};
 pub use keys::Principal;
 pub use machines::{Admitted, ListMachines};
+pub use snapshots::ListSnapshots;
 pub use wait::Target;
 
 pub use hutch_image::child_main as build_disk_main;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hutch_contract::id::MachineId;
+use hutch_contract::id::{ImageId, MachineId, SnapshotId};
 use hutch_contract::machine::{CreateMachine, Machine, Status};
 use hutch_contract::name::Name;
 use hutch_contract::node::RuntimeInfo;
@@ -19,7 +19,7 @@ use crate::rows::{self, Current, IdempotencyRow, SlotRow};
 use crate::{Error, Principal, choose, deadline, keys, names, network, plan};
 
 /// Attempts at a generated name that nobody has.
-const NAME_ATTEMPTS: usize = 8;
+pub(crate) const NAME_ATTEMPTS: usize = 8;
 /// Longest idempotency key in bytes.
 const MAX_IDEMPOTENCY_KEY: usize = 255;
 
@@ -81,6 +81,28 @@ impl Drop for SlotGuard<'_> {
                 Some(row) => fleet.slots.insert(self.slot, row),
                 None => fleet.slots.remove(&self.slot),
             };
+        }
+    }
+}
+
+/// What a new machine's disk, and perhaps its memory, come from.
+#[derive(Clone)]
+pub(crate) struct Base {
+    pub image: ImageId,
+    pub image_name: Name,
+    /// The snapshot that it is a copy of.
+    pub origin: Option<SnapshotId>,
+    /// Likewise, where it goes on from its memory.
+    pub resume_from: Option<SnapshotId>,
+}
+
+impl Base {
+    fn of(image: &ImageRecord) -> Base {
+        Base {
+            image: image.id.clone(),
+            image_name: image.name.clone(),
+            origin: None,
+            resume_from: None,
         }
     }
 }
@@ -147,7 +169,7 @@ impl Engine {
                     who,
                     &request,
                     name,
-                    &image,
+                    Base::of(&image),
                     size,
                     &runtime,
                     idempotency.as_ref(),
@@ -181,12 +203,12 @@ impl Engine {
         clippy::too_many_arguments,
         reason = "each is a decision that was made before"
     )]
-    async fn admit(
+    pub(crate) async fn admit(
         &self,
         who: &Principal,
         request: &CreateMachine,
         name: Name,
-        image: &ImageRecord,
+        base: Base,
         size: Size,
         runtime: &Arc<dyn Runtime>,
         idempotency: Option<&Idempotency>,
@@ -201,8 +223,8 @@ impl Engine {
             owner: who.owner.clone(),
             name: name.clone(),
             slot: slot.slot,
-            image: image.id.clone(),
-            image_name: image.name.clone(),
+            image: base.image,
+            image_name: base.image_name,
             runtime: runtime.name().to_owned(),
             isolation: runtime.capabilities().isolation,
             kernel: request.kernel.clone(),
@@ -225,6 +247,11 @@ impl Engine {
             unapplied: Vec::new(),
             timings: Vec::new(),
             exposure,
+            work: None,
+            origin: base.origin.clone(),
+            head: base.origin,
+            snapshots: 0,
+            resume_from: base.resume_from,
         };
         let key = rows::machine(&id);
         let name_key = rows::machine_name(&who.owner, &name);
@@ -536,7 +563,7 @@ pub(crate) fn page_limit(limit: u32) -> Result<usize, Error> {
 }
 
 /// A create's idempotency key and what it was sent with.
-struct Idempotency {
+pub(crate) struct Idempotency {
     row: hutch_store::Key,
     request_sha256: String,
 }

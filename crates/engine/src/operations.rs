@@ -1,8 +1,10 @@
 //! Operations: durable rows of something long that is being done, with progress in memory.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use hutch_contract::error::Kind;
 use hutch_contract::id::OperationId;
 use hutch_contract::operation::{Operation, OperationState, Progress};
 use hutch_contract::record::{FORMAT, ImageWork, OperationRecord};
@@ -24,12 +26,26 @@ pub(crate) struct Running {
     pub record: OperationRecord,
     /// Its state, and a count of its changes.
     state: watch::Sender<(OperationState, u64)>,
+    /// What sort of failure it ended with, in this server.
+    failure: OnceLock<(Kind, &'static str)>,
+}
+
+/// The end of an operation, to be committed, then shown.
+pub(crate) struct Ending {
+    pub writes: Vec<Write>,
+    state: OperationState,
+    failure: Option<(Kind, &'static str)>,
+    dropped: Vec<OperationId>,
 }
 
 impl Running {
     pub fn new(record: OperationRecord) -> Running {
         let state = watch::Sender::new((record.state.clone(), 1));
-        Running { record, state }
+        Running {
+            record,
+            state,
+            failure: OnceLock::new(),
+        }
     }
 
     /// Tells who looks how far it is.
@@ -95,8 +111,8 @@ impl Shared {
         running
     }
 
-    /// Records how an operation ended, together with `writes`, and drops the oldest ended ones. `show` is called once
-    /// that is durable and before anybody hears of it.
+    /// Records how an operation ended, together with `writes`. `show` is called once that is durable and before anybody
+    /// hears of it.
     ///
     /// # Errors
     /// The store's; the operation is then still running as far as anybody can see, and `recover` ends it.
@@ -107,39 +123,51 @@ impl Shared {
         mut writes: Vec<Write>,
         show: impl FnOnce(),
     ) -> Result<(), Error> {
-        let state = ended(outcome);
+        let mut ending = self.operation_end(running, outcome)?;
+        writes.append(&mut ending.writes);
+        self.store.commit(Vec::new(), writes).await?;
+        show();
+        self.show_end(running, ending);
+        Ok(())
+    }
+
+    /// What is to be committed when an operation ends: that, and that the oldest ended ones are dropped.
+    pub fn operation_end(
+        &self,
+        running: &Running,
+        outcome: Result<(), &Error>,
+    ) -> Result<Ending, Error> {
         let record = OperationRecord {
-            state: state.clone(),
+            state: ended(outcome),
             work: None,
             ..running.record.clone()
         };
-        writes.push(Write::json(rows::operation(&record.id), &record)?);
-        let mut dropped = Vec::new();
-        {
+        let mut writes = vec![Write::json(rows::operation(&record.id), &record)?];
+        let dropped: Vec<_> = {
             let fleet = self.fleet();
             let excess = fleet.operations.len().saturating_sub(KEPT);
-            dropped.extend(
-                fleet
-                    .operations
-                    .values()
-                    .filter(|op| op.finished())
-                    .take(excess)
-                    .map(|op| op.record.id.clone()),
-            );
-        }
-        writes.extend(
-            dropped
-                .iter()
-                .take(16)
-                .map(|id| Write::Delete(rows::operation(id))),
-        );
-        self.store.commit(Vec::new(), writes).await?;
-        for id in dropped.iter().take(16) {
+            let finished = fleet.operations.values().filter(|op| op.finished());
+            let oldest = finished.take(excess.min(16));
+            oldest.map(|op| op.record.id.clone()).collect()
+        };
+        writes.extend(dropped.iter().map(|id| Write::Delete(rows::operation(id))));
+        Ok(Ending {
+            writes,
+            state: record.state,
+            failure: outcome.err().map(|error| (error.kind(), error.code())),
+            dropped,
+        })
+    }
+
+    /// Lets an end that is durable be seen.
+    pub fn show_end(&self, running: &Running, ending: Ending) {
+        for id in &ending.dropped {
             self.fleet().operations.remove(id);
         }
-        show();
-        running.set(state);
-        Ok(())
+        if let Some(failure) = ending.failure {
+            running.failure.get_or_init(|| failure);
+        }
+        running.set(ending.state);
     }
 }
 
@@ -184,6 +212,41 @@ impl Engine {
         Ok(running.show())
     }
 
+    /// Waits until an operation has ended.
+    ///
+    /// # Errors
+    /// That with which it ended, or [`Error::Timeout`].
+    pub async fn finish(
+        &self,
+        who: &Principal,
+        id: &OperationId,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        let running = self.find_operation(who, id)?;
+        let mut states = running.state.subscribe();
+        let over =
+            |(state, _): &(OperationState, u64)| !matches!(state, OperationState::Running { .. });
+        let state = match timeout(limit, states.wait_for(over)).await {
+            Ok(Ok(state)) => state.0.clone(),
+            Ok(Err(_)) => return Err(Error::Interrupted),
+            Err(_) => {
+                let what = format!("waiting for operation `{id}`");
+                return Err(Error::timeout(what, limit));
+            }
+        };
+        let OperationState::Failed { message, hint, .. } = state else {
+            return Ok(());
+        };
+        let interrupted = || (Error::Interrupted.kind(), Error::Interrupted.code());
+        let (kind, code) = running.failure.get().copied().unwrap_or_else(interrupted);
+        Err(Error::Told {
+            kind,
+            code,
+            message,
+            hint,
+        })
+    }
+
     fn find_operation(&self, who: &Principal, id: &OperationId) -> Result<Arc<Running>, Error> {
         access::check(who, Access::Read)?;
         let found = self.shared.fleet().operations.get(id).cloned();
@@ -194,13 +257,19 @@ impl Engine {
 
     /// Loads all operations and returns those to go on with, which the end of the last server interrupted. What cannot
     /// be gone on with, or has seen too many servers end, is ended; its files are orphans and erased with them.
-    pub(crate) async fn load_operations(&self) -> Result<Vec<Arc<Running>>, Error> {
+    ///
+    /// `by_machines`: those that machines go on with by themselves.
+    pub(crate) async fn load_operations(
+        &self,
+        by_machines: &BTreeSet<OperationId>,
+    ) -> Result<Vec<Arc<Running>>, Error> {
         let shared = &self.shared;
         let mut unfinished = Vec::new();
         for row in rows::all::<OperationRecord>(shared.store.as_ref(), "operation/").await? {
             rows::known_format(&row.key, row.value.format)?;
             let mut record = row.value;
-            if !matches!(record.state, OperationState::Running { .. }) {
+            let over = !matches!(record.state, OperationState::Running { .. });
+            if over || by_machines.contains(&record.id) {
                 shared.show_operation(record);
                 continue;
             }

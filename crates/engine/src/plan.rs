@@ -14,6 +14,8 @@
 //!                    └──────────────────────────┘
 //!   wanted paused:  running ─► Pause ─► paused ─► Greet when wanted running again; what does not run yet comes to run first
 //!   wanted deleted, from everywhere:  Kill ─► Remove ─► the record is gone
+//!   work (a snapshot, a restore), beside the level: Snapshot where it rests as running or stopped, and on the way to paused;
+//!   Restore from everywhere but while it stops, after which it comes to its level again
 //!   unknown: a process may be there and cannot be proved to be ours: nothing is done until it can
 //! ```
 //!
@@ -21,7 +23,7 @@
 //! newer wish or by the end of the server at any line: what is the case is looked at again, and the plan goes on.
 
 use hutch_contract::machine::{Exit, Status};
-use hutch_contract::record::{MachineRecord, Observed, Wanted};
+use hutch_contract::record::{MachineRecord, Observed, Wanted, Work};
 
 /// What is known of a machine's process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +60,10 @@ pub enum Step {
     Greet,
     /// Stop its execution, and record that.
     Pause,
+    /// Take the snapshot that is wanted of it.
+    Snapshot,
+    /// Look whether the snapshot that is wanted is whole, then end the VMM and put the disk in its place.
+    Restore,
     /// Ask the guest to power off, and end the VMM when it does not.
     ShutDown,
     /// End the VMM.
@@ -76,6 +82,18 @@ pub enum Step {
 pub fn next(record: &MachineRecord, facts: &Facts) -> Step {
     let given_up =
         matches!(record.observed, Observed::Failed { .. }) && record.served == record.generation;
+    let (snapshot, restore) = match &record.work {
+        Some(Work::Snapshot { .. }) => (true, false),
+        Some(Work::Restore { .. }) => (false, true),
+        None => (false, false),
+    };
+    let at_rest = if snapshot {
+        Step::Snapshot
+    } else if restore {
+        Step::Restore
+    } else {
+        Step::Rest
+    };
     match (&facts.life, record.wanted) {
         (Life::Unproved, _) => match record.observed {
             Observed::Unknown { .. } => Step::Rest,
@@ -86,13 +104,17 @@ pub fn next(record: &MachineRecord, facts: &Facts) -> Step {
         (Life::Alive, Wanted::Stopped) => Step::ShutDown,
         (Life::Alive, Wanted::Running | Wanted::Paused) if given_up => Step::Kill,
         (Life::Alive, Wanted::Running | Wanted::Paused) if record.restart => Step::ShutDown,
+        (Life::Alive, Wanted::Running | Wanted::Paused) if restore => Step::Restore,
         (Life::Alive, Wanted::Paused) => match record.observed {
+            // Its guest has to bring its disk in order, so it goes on for a moment.
+            Observed::Running if snapshot && facts.greeted => Step::Snapshot,
+            _ if snapshot => Step::Greet,
             Observed::Paused if record.served == record.generation => Step::Rest,
             _ if came_to_run(record) => Step::Pause,
             _ => Step::Greet,
         },
         (Life::Alive, Wanted::Running) => match record.observed {
-            Observed::Running if facts.greeted => Step::Rest,
+            Observed::Running if facts.greeted => at_rest,
             _ => Step::Greet,
         },
 
@@ -100,13 +122,14 @@ pub fn next(record: &MachineRecord, facts: &Facts) -> Step {
         (Life::None(exit), Wanted::Stopped) => {
             let served = record.served == record.generation;
             if record.observed == Observed::Stopped && served && exit.is_none() {
-                Step::Rest
+                at_rest
             } else {
                 Step::NoteStopped(exit.clone())
             }
         }
-        (Life::None(_), Wanted::Running | Wanted::Paused) if given_up => Step::Rest,
+        (Life::None(_), Wanted::Running | Wanted::Paused) if given_up => at_rest,
         (Life::None(_), Wanted::Running | Wanted::Paused) if record.restart => Step::NoteRestarting,
+        (Life::None(_), Wanted::Running | Wanted::Paused) if restore => Step::Restore,
         (Life::None(exit), Wanted::Running | Wanted::Paused) if came_to_run(record) => match exit {
             Some(Exit::Reboot) => Step::Boot,
             Some(exit) => Step::NoteStopped(Some(exit.clone())),
@@ -125,6 +148,11 @@ pub fn came_to_run(record: &MachineRecord) -> bool {
     )
 }
 
+/// Whether it is to go back to a snapshot.
+fn is_restored(record: &MachineRecord) -> bool {
+    matches!(record.work, Some(Work::Restore { .. }))
+}
+
 /// Whether a machine has a process at this level.
 pub fn is_up(wanted: Wanted) -> bool {
     matches!(wanted, Wanted::Running | Wanted::Paused)
@@ -134,7 +162,7 @@ pub fn is_up(wanted: Wanted) -> bool {
 pub fn superseded(step: &Step, record: &MachineRecord) -> bool {
     match step {
         Step::Boot | Step::Greet | Step::Prepare => !is_up(record.wanted) || record.restart,
-        Step::ShutDown => record.wanted == Wanted::Deleted,
+        Step::ShutDown | Step::Snapshot | Step::Restore => record.wanted == Wanted::Deleted,
         _ => false,
     }
 }
@@ -145,6 +173,7 @@ pub fn status(record: &MachineRecord) -> Status {
         (Observed::Unknown { .. }, _) => Status::Unknown,
         (_, Wanted::Deleted) => Status::Deleting,
         (Observed::Failed { .. }, _) if record.served == record.generation => Status::Failed,
+        (_, Wanted::Running | Wanted::Paused) if is_restored(record) => Status::Starting,
         (Observed::Running, Wanted::Running) if !record.restart => Status::Running,
         (Observed::Paused, Wanted::Paused) if record.served == record.generation => Status::Paused,
         (Observed::Running | Observed::Paused, Wanted::Paused) if !record.restart => {

@@ -7,8 +7,10 @@
 //! machine/ID                 MachineRecord
 //! image/ID                   ImageRecord
 //! operation/ID               OperationRecord
+//! snapshot/ID                SnapshotRecord
 //! key/ID                     KeyRecord
 //! name/OWNER/machine/NAME    id of the machine that has the name (likewise …/image/…)
+//! name/OWNER/snapshot/MACHINE/NAME    id of the machine's snapshot that has the name
 //! slot/N                     SlotRow: who has it, or since when it rests
 //! port/N                     id of the machine that has that port of the host; its record says for what
 //! host/LABEL                 id of the machine that has the host label
@@ -17,7 +19,7 @@
 
 use std::sync::Arc;
 
-use hutch_contract::id::{ImageId, KeyId, MachineId, OperationId, OwnerId};
+use hutch_contract::id::{ImageId, KeyId, MachineId, OperationId, OwnerId, SnapshotId};
 use hutch_contract::machine::Machine;
 use hutch_contract::name::Name;
 use hutch_contract::record::{FORMAT, MachineRecord, Observed};
@@ -75,6 +77,12 @@ pub(crate) fn machine(id: &MachineId) -> Key {
 }
 pub(crate) fn image(id: &ImageId) -> Key {
     key(format!("image/{id}"))
+}
+pub(crate) fn snapshot(id: &SnapshotId) -> Key {
+    key(format!("snapshot/{id}"))
+}
+pub(crate) fn snapshot_name(owner: &OwnerId, machine: &MachineId, name: &Name) -> Key {
+    key(format!("name/{owner}/snapshot/{machine}/{name}"))
 }
 pub(crate) fn operation(id: &OperationId) -> Key {
     key(format!("operation/{id}"))
@@ -175,7 +183,7 @@ impl Current {
             starts: record.starts,
             created_at_ms: record.created_at_ms,
             started_at_ms: record.started_at_ms,
-            operation: None,
+            operation: record.work.as_ref().map(|work| work.operation().clone()),
             unapplied: record.unapplied.clone(),
             timings: record.timings.clone(),
             url: None,
@@ -323,6 +331,11 @@ pub(crate) mod tests {
             unapplied: vec![],
             timings: vec![],
             exposure: Default::default(),
+            work: None,
+            origin: None,
+            head: None,
+            snapshots: 0,
+            resume_from: None,
         }
     }
 }

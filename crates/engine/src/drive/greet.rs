@@ -39,7 +39,9 @@ impl Driver {
         self.clock.phase("agent", started);
         let started = Instant::now();
         let mut unapplied = record.unapplied.clone();
-        if !session.hello().configured {
+        // A copy says of itself what its parent was told; it hears who it is before anything of the user's runs in it.
+        let copied = record.resume_from.is_some() && !ran;
+        if !session.hello().configured || copied {
             let identity = self.identity(record);
             let reply = session.configure(&identity).await?;
             unapplied = reply
@@ -50,8 +52,8 @@ impl Driver {
                 unapplied.push("image: this runtime's machines are made from what the server's configuration names".into());
             }
             self.clock.phase("configure", started);
-        } else if record.observed != Observed::Running {
-            // Its clock stood still.
+        } else if record.observed != Observed::Running || session.hello().quiesced {
+            // Its clock stood still, or all of it after a snapshot.
             session.thaw(self.shared.now_ms() as i64).await?;
         }
         let timings = self.clock.list();
@@ -61,6 +63,7 @@ impl Driver {
                 record.observed = Observed::Running;
                 record.failed_starts = 0;
                 record.exit = None;
+                record.resume_from = None;
                 if booted || !ran {
                     record.starts += 1;
                     record.started_at_ms = Some(self.shared.now_ms());
@@ -75,6 +78,9 @@ impl Driver {
             .await?;
         self.booted = false;
         self.may_be_paused = false;
+        if record.observed == Observed::Absent {
+            self.release_origin(record).await;
+        }
         if booted || !ran {
             self.running_since = Some(Instant::now());
             info!(machine = %record.id, name = %record.name, "running");

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use hutch_contract::id::{OperationId, SnapshotId};
+
 use super::*;
 use crate::rows::tests::machine_record;
 
@@ -153,6 +155,78 @@ fn a_start_that_is_taken_back_is_stopping_until_nothing_runs() {
     );
 }
 
+fn snapshot() -> Option<Work> {
+    Some(Work::Snapshot {
+        snapshot: SnapshotId::new(),
+        memory: false,
+        operation: OperationId::new(),
+    })
+}
+
+fn restore() -> Option<Work> {
+    Some(Work::Restore {
+        snapshot: SnapshotId::new(),
+        disk_only: false,
+        operation: OperationId::new(),
+    })
+}
+
+#[test]
+fn a_snapshot_waits_for_the_machine_to_rest() {
+    let with = |record: MachineRecord| MachineRecord {
+        work: snapshot(),
+        ..record
+    };
+    let running = with(record(Wanted::Running, Observed::Running));
+    let greeted = Facts {
+        greeted: true,
+        ..facts(Life::Alive)
+    };
+    assert_eq!(next(&running, &greeted), Step::Snapshot);
+    // Its guest cannot be asked to stand still, yet.
+    assert_eq!(next(&running, &facts(Life::Alive)), Step::Greet);
+    assert_eq!(status(&running), Status::Running);
+    let starting = with(record(Wanted::Running, Observed::Absent));
+    assert_eq!(next(&starting, &facts(Life::Alive)), Step::Greet);
+    let stopped = with(record(Wanted::Stopped, Observed::Stopped));
+    assert_eq!(next(&stopped, &facts(Life::None(None))), Step::Snapshot);
+    let broken = with(record(Wanted::Running, failed()));
+    assert_eq!(next(&broken, &facts(Life::None(None))), Step::Snapshot);
+    // It goes on, is taken, and is paused again.
+    let mut paused = with(record(Wanted::Paused, Observed::Paused));
+    assert_eq!(next(&paused, &facts(Life::Alive)), Step::Greet);
+    paused.observed = Observed::Running;
+    assert_eq!(next(&paused, &greeted), Step::Snapshot);
+    paused.work = None;
+    assert_eq!(next(&paused, &greeted), Step::Pause);
+    let deleted = with(record(Wanted::Deleted, Observed::Running));
+    assert_eq!(next(&deleted, &greeted), Step::Kill);
+    assert!(superseded(&Step::Snapshot, &deleted) && !superseded(&Step::Snapshot, &stopped));
+}
+
+#[test]
+fn a_restore_comes_before_what_became_of_the_process() {
+    let with = |record: MachineRecord| MachineRecord {
+        work: restore(),
+        ..record
+    };
+    let running = with(record(Wanted::Running, Observed::Running));
+    assert_eq!(next(&running, &facts(Life::Alive)), Step::Restore);
+    assert_eq!(status(&running), Status::Starting);
+    // A crash between its end and the new disk must not leave it stopped.
+    let killed = facts(Life::None(Some(Exit::Killed)));
+    assert_eq!(next(&running, &killed), Step::Restore);
+    let restored = record(Wanted::Running, Observed::Stopped);
+    assert_eq!(next(&restored, &killed), Step::Boot);
+    // What cannot boot is what needs it most.
+    let broken = with(record(Wanted::Running, failed()));
+    assert_eq!(next(&broken, &facts(Life::None(None))), Step::Restore);
+    let stopped = with(record(Wanted::Stopped, Observed::Stopped));
+    assert_eq!(next(&stopped, &facts(Life::None(None))), Step::Restore);
+    let stopping = with(record(Wanted::Stopped, Observed::Running));
+    assert_eq!(next(&stopping, &facts(Life::Alive)), Step::ShutDown);
+}
+
 fn any_exit() -> impl Strategy<Value = Option<Exit>> {
     prop_oneof![
         Just(None),
@@ -191,9 +265,16 @@ fn any_record() -> impl Strategy<Value = MachineRecord> {
         Just(failed()),
         Just(Observed::Unknown { reason: "?".into() }),
     ];
-    (wanted, observed, any::<bool>(), 0..2u64).prop_map(|(wanted, observed, restart, ahead)| {
+    let work = prop_oneof![
+        Just(()).prop_map(|()| None),
+        Just(()).prop_map(|()| snapshot()),
+        Just(()).prop_map(|()| restore()),
+    ];
+    let all = (wanted, observed, any::<bool>(), 0..2u64, work);
+    all.prop_map(|(wanted, observed, restart, ahead, work)| {
         let base = record(wanted, observed);
         MachineRecord {
+            work,
             restart: restart && is_up(wanted),
             generation: base.served + ahead,
             ..base
@@ -222,6 +303,16 @@ fn perform(
             facts.greeted = false;
             record.observed = Observed::Paused;
             record.served = record.generation;
+        }
+        Step::Snapshot => record.work = None,
+        Step::Restore => {
+            record.work = None;
+            record.observed = Observed::Stopped;
+            if record.wanted == Wanted::Stopped {
+                record.served = record.generation;
+            }
+            facts.life = Life::None(None);
+            facts.greeted = false;
         }
         Step::ShutDown | Step::Kill => {
             facts.life = Life::None(Some(Exit::Killed));
@@ -259,13 +350,14 @@ proptest! {
             }
             state = perform(&step, record, facts);
             steps += 1;
-            prop_assert!(steps <= 8, "no rest");
+            prop_assert!(steps <= 10, "no rest");
         }
         match state {
             None => prop_assert!(wanted == Wanted::Deleted),
             Some((record, _)) if unproved => prop_assert_eq!(status(&record), Status::Unknown),
             Some((record, facts)) => {
                 prop_assert!(wanted != Wanted::Deleted);
+                prop_assert!(record.work.is_none(), "work is left");
                 if wanted == Wanted::Paused && facts.life == Life::Alive {
                     prop_assert_eq!(status(&record), Status::Paused);
                 }

@@ -1,0 +1,273 @@
+//! The files of a snapshot: digested, published whole, and looked at before they are used.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hutch_contract::record::{Fit, SnapshotFile, SnapshotRecord};
+use hutch_runtime::MachineDir;
+use rustix::fs::SeekFrom;
+use sha2::{Digest, Sha256};
+
+use crate::prepare::io_error;
+use crate::{Error, keys};
+
+/// A copy of the record, for who has the directory and not the store.
+const MANIFEST: &str = "manifest.json";
+/// What the digest knows as one piece of a file.
+const BLOCK: usize = 64 * 1024;
+
+/// Digests what lies in `stage`, writes the manifest, and publishes the directory as `target`. Returns the record with
+/// what it came to know.
+pub(crate) fn publish(
+    stage: &Path,
+    target: &Path,
+    record: SnapshotRecord,
+    cancel: &AtomicBool,
+) -> Result<SnapshotRecord, Error> {
+    let mut files = Vec::new();
+    for name in names(stage)? {
+        let path = stage.join(&name);
+        let file = describe(&path, &name, cancel)?;
+        // Read by clones only; nothing may change it.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o400))
+            .map_err(|source| io_error("protect", &path, source))?;
+        files.push(file);
+    }
+    let mut record = SnapshotRecord { files, ..record };
+    let manifest = serde_json::to_vec_pretty(&record).expect("records have string keys only");
+    hutch_disk::write_atomic(&stage.join(MANIFEST), &manifest, 0o400)?;
+    record.manifest_sha256 = keys::sha256_hex(&manifest);
+    hutch_disk::publish_dir(stage, target)?;
+    Ok(record)
+}
+
+/// Looks whether the directory holds exactly what the record says, byte for byte.
+///
+/// # Errors
+/// [`Error::SnapshotBroken`].
+pub(crate) fn verify(
+    dir: &Path,
+    record: &SnapshotRecord,
+    cancel: &AtomicBool,
+) -> Result<(), Error> {
+    let broken = |problem: String| Error::SnapshotBroken {
+        name: record.name.to_string(),
+        problem,
+    };
+    let manifest = fs::read(dir.join(MANIFEST));
+    let manifest =
+        manifest.map_err(|error| broken(format!("{MANIFEST} cannot be read: {error}")))?;
+    if keys::sha256_hex(&manifest) != record.manifest_sha256 {
+        return Err(broken(format!("{MANIFEST} is not what was written")));
+    }
+    for file in &record.files {
+        let name = &file.name;
+        let found = match describe(&dir.join(name), name, cancel) {
+            Err(Error::Io { source, .. }) => {
+                return Err(broken(format!("{name} cannot be read: {source}")));
+            }
+            found => found?,
+        };
+        if found.size_bytes != file.size_bytes {
+            return Err(broken(format!(
+                "{name} has {} bytes, and had {}",
+                found.size_bytes, file.size_bytes
+            )));
+        }
+        if found.sha256 != file.sha256 {
+            return Err(broken(format!("{name} is not what was written")));
+        }
+    }
+    Ok(())
+}
+
+/// Puts links to all of a snapshot's files but its manifest into the directory `into`, so that what uses them outlives
+/// the snapshot. What was there is replaced.
+pub(crate) fn link(snapshot: &Path, into: &Path) -> Result<(), Error> {
+    crate::prepare::erase_dir(into)?;
+    // The VMM's user passes through.
+    fs::DirBuilder::new()
+        .create(into)
+        .and_then(|()| fs::set_permissions(into, fs::Permissions::from_mode(0o711)))
+        .map_err(|source| io_error("create", into, source))?;
+    for name in names(snapshot)?.into_iter().filter(|name| name != MANIFEST) {
+        let to = into.join(&name);
+        fs::hard_link(snapshot.join(&name), &to).map_err(|source| io_error("link", &to, source))?;
+    }
+    Ok(())
+}
+
+/// Clones the snapshot's disk beside the machine's. [`take_over`] puts it in place.
+pub(crate) fn stage_disk(from: &Path, dir: &MachineDir) -> Result<(), Error> {
+    let staged = staged_disk(dir);
+    match fs::remove_file(&staged) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error("remove", &staged, error));
+        }
+        _ => {}
+    }
+    hutch_disk::clone_file(from, &staged)?;
+    fs::set_permissions(&staged, fs::Permissions::from_mode(0o600))
+        .and_then(|()| File::open(&staged)?.sync_all())
+        .map_err(|source| io_error("sync", &staged, source))
+}
+
+/// Puts the staged disk in the place of the machine's, whose VMM is gone.
+pub(crate) fn take_over(dir: &MachineDir) -> Result<(), Error> {
+    let to = dir.file(MachineDir::DISK);
+    fs::rename(staged_disk(dir), &to).map_err(|source| io_error("replace", &to, source))?;
+    Ok(hutch_disk::sync_dir(dir.path())?)
+}
+
+/// Drops a disk that was staged and is not wanted any more.
+pub(crate) fn unstage(dir: &MachineDir) {
+    // Not there, mostly; else it goes with the machine at the latest.
+    drop(fs::remove_file(staged_disk(dir)));
+}
+
+fn staged_disk(dir: &MachineDir) -> std::path::PathBuf {
+    dir.file(MachineDir::DISK).with_extension("new")
+}
+
+/// Bytes of the file's blocks.
+pub(crate) fn used_bytes(path: &Path) -> Result<u64, Error> {
+    let metadata = fs::metadata(path).map_err(|source| io_error("look at", path, source))?;
+    Ok(metadata.blocks() * 512)
+}
+
+/// Whether a snapshot that was taken with `then` can be restored with `now`; if not, why.
+pub(crate) fn misfit(then: &Fit, now: &Fit) -> Option<String> {
+    [
+        ("the VMM was", &then.vmm, &now.vmm),
+        (
+            "it was accelerated by",
+            &then.acceleration,
+            &now.acceleration,
+        ),
+        ("the processor was", &then.cpu, &now.cpu),
+    ]
+    .into_iter()
+    .find(|(_, then, now)| then != now)
+    .map(|(what, then, now)| format!("{what} {then}, and is {now} now"))
+}
+
+/// The host's processor: its name, and a digest of what decides whether memory of one fits the other.
+pub(crate) fn cpu() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text
+            .lines()
+            .find(|line| line.split(':').next().map(str::trim) == Some(name));
+        line.and_then(|line| line.split_once(':'))
+            .map_or("", |(_, value)| value.trim())
+    };
+    let facts = [
+        "vendor_id",
+        "cpu family",
+        "model",
+        "stepping",
+        "flags",
+        "Features",
+    ]
+    .map(field);
+    let digest = keys::sha256_hex(facts.join("\n").as_bytes());
+    format!("{} ({})", field("model name"), &digest[..12])
+}
+
+fn names(dir: &Path) -> Result<Vec<String>, Error> {
+    let list = |source| io_error("list", dir, source);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(list)? {
+        names.push(
+            entry
+                .map_err(list)?
+                .file_name()
+                .to_string_lossy()
+                .into_owned(),
+        );
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn describe(path: &Path, name: &str, cancel: &AtomicBool) -> Result<SnapshotFile, Error> {
+    let read = |source| io_error("read", path, source);
+    let file = File::open(path).map_err(read)?;
+    let metadata = file.metadata().map_err(read)?;
+    let sha256 = digest(&file, metadata.len(), cancel).map_err(read)?;
+    Ok(SnapshotFile {
+        name: name.to_owned(),
+        size_bytes: metadata.len(),
+        used_bytes: metadata.blocks() * 512,
+        sha256,
+    })
+}
+
+/// See [`SnapshotFile::sha256`].
+fn digest(file: &File, size: u64, cancel: &AtomicBool) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut block = vec![0; BLOCK];
+    let mut at = 0;
+    while at < size {
+        // The next block that holds data, or is not known to be a hole.
+        at = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data - data % BLOCK as u64,
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(_) => at,
+        };
+        if cancel.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let length = (size - at).min(BLOCK as u64) as usize;
+        file.read_exact_at(&mut block[..length], at)?;
+        if block[..length].iter().any(|byte| *byte != 0) {
+            hasher.update((at / BLOCK as u64).to_le_bytes());
+            hasher.update(&block[..length]);
+        }
+        at += BLOCK as u64;
+    }
+    Ok(keys::hex(&hasher.finalize()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Seek, Write};
+
+    fn digest_of(path: &Path) -> String {
+        let file = File::open(path).unwrap();
+        let size = file.metadata().unwrap().len();
+        digest(&file, size, &AtomicBool::new(false)).unwrap()
+    }
+
+    #[test]
+    fn holes_are_zeros_and_every_byte_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sparse, full) = (dir.path().join("sparse"), dir.path().join("full"));
+        let size = 5 * BLOCK + 100;
+        let mut content = vec![0; size];
+        content[BLOCK + 7] = 1;
+        content[size - 1] = 2;
+        fs::write(&full, &content).unwrap();
+        let mut file = File::create(&sparse).unwrap();
+        for at in [BLOCK + 7, size - 1] {
+            file.seek(io::SeekFrom::Start(at as u64)).unwrap();
+            file.write_all(&content[at..=at]).unwrap();
+        }
+        let whole = digest_of(&full);
+        assert_eq!(digest_of(&sparse), whole);
+        for at in [0, BLOCK - 1, BLOCK, 3 * BLOCK, size - 2, size - 1] {
+            content[at] ^= 1;
+            fs::write(&full, &content).unwrap();
+            assert_ne!(digest_of(&full), whole, "{at}");
+            content[at] ^= 1;
+        }
+        // The same block elsewhere is something else.
+        content.swap(BLOCK + 7, 2 * BLOCK + 7);
+        fs::write(&full, &content).unwrap();
+        assert_ne!(digest_of(&full), whole);
+    }
+}
