@@ -7,6 +7,7 @@ mod create;
 mod delete;
 mod doctor;
 mod exec;
+mod fork;
 mod get;
 mod image;
 mod level;
@@ -15,9 +16,11 @@ mod logs;
 mod network;
 mod open;
 mod port;
+mod restore;
 mod run;
 mod runtime;
 pub mod serve;
+mod snapshot;
 
 use std::process::ExitCode;
 
@@ -91,6 +94,9 @@ pub enum Command {
     Network(network::Args),
     Port(port::Args),
     Open(open::Args),
+    Snapshot(snapshot::Args),
+    Restore(restore::Args),
+    Fork(fork::Args),
     Image(image::Args),
     Runtime(runtime::Args),
     Agent(agent::Args),
@@ -125,6 +131,9 @@ impl Command {
             Command::Network(args) => signals.or(network::run(args, app)).await,
             Command::Port(args) => signals.or(port::run(args, app)).await,
             Command::Open(args) => signals.or(open::run(args, app)).await,
+            Command::Snapshot(args) => signals.or(snapshot::run(args, app)).await,
+            Command::Restore(args) => signals.or(restore::run(args, app)).await,
+            Command::Fork(args) => signals.or(fork::run(args, app)).await,
             Command::Image(args) => signals.or(image::run(args, app)).await,
             Command::Runtime(args) => signals.or(runtime::run(args, app)).await,
             Command::Agent(args) => signals.or(agent::run(args, app)).await,

@@ -5,6 +5,7 @@
 
 mod error;
 mod routes;
+mod snapshots;
 mod sse;
 
 use std::fmt;

@@ -5,9 +5,10 @@
 //! been published whole. One that is interrupted before is dropped by the next server, with what it left.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hutch_contract::id::{MachineId, SnapshotId};
-use hutch_contract::machine::Machine;
+use hutch_contract::machine::{Machine, Status};
 use hutch_contract::name::Name;
 use hutch_contract::page::Page;
 use hutch_contract::record::{FORMAT, Fit, MachineRecord, Observed, SnapshotRecord, Wanted, Work};
@@ -19,7 +20,7 @@ use tracing::warn;
 use crate::access::{self, Access};
 use crate::engine::Shared;
 use crate::rows;
-use crate::{Engine, Error, Principal, choose, engine, machines, plan};
+use crate::{Engine, Error, Principal, Target, choose, engine, machines, plan};
 
 pub(crate) mod files;
 mod keep;
@@ -306,6 +307,30 @@ impl Engine {
                 Err(error)
             }
         }
+    }
+
+    /// Waits until a machine, as [`Engine::restore`] answered it, is restored and at its level again.
+    ///
+    /// # Errors
+    /// Why it is not restored, or does not come to run, or [`Error::Timeout`].
+    pub async fn restored(
+        &self,
+        who: &Principal,
+        machine: &Machine,
+        limit: Duration,
+    ) -> Result<Machine, Error> {
+        let (began, id) = (Instant::now(), machine.id.as_str());
+        if let Some(operation) = &machine.operation {
+            self.finish(who, operation, limit).await?;
+        }
+        let target = match self.machine(who, id)?.status {
+            Status::Starting => Status::Running,
+            Status::Pausing => Status::Paused,
+            status => status,
+        };
+        let left = limit.saturating_sub(began.elapsed());
+        let arrived = self.wait(who, id, Target::Status(target), left).await?;
+        arrived.ok_or_else(|| Error::not_found("machine", id))
     }
 
     /// Deletes a snapshot. What was made from it has disks of its own and goes on.

@@ -14,6 +14,7 @@ mod meta;
 mod operations;
 mod ports;
 mod runtimes;
+mod snapshots;
 mod tokens;
 
 use std::future::Future;
@@ -93,6 +94,7 @@ fn wait_time(timeout_ms: Option<u64>) -> Result<Duration, Failure> {
 fn keyed() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .merge(machines::routes())
+        .merge(snapshots::routes())
         .merge(ports::routes())
         .merge(tokens::routes())
         .merge(exec::routes())

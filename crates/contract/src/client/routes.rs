@@ -19,7 +19,7 @@ use crate::node::{Health, RuntimeInfo};
 use crate::operation::Operation;
 use crate::page::{MAX_LIMIT, Page};
 
-const NO_WAIT: Duration = Duration::ZERO;
+pub(super) const NO_WAIT: Duration = Duration::ZERO;
 
 /// What [`Client::wait`] waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,11 @@ pub struct Upload {
 }
 
 /// Adds `name=value` where there is a value.
-fn optional<T: ToString>(request: RequestBuilder, name: &str, value: Option<T>) -> RequestBuilder {
+pub(super) fn optional<T: ToString>(
+    request: RequestBuilder,
+    name: &str,
+    value: Option<T>,
+) -> RequestBuilder {
     match value {
         Some(value) => request.query(&[(name, value.to_string())]),
         None => request,
@@ -63,7 +67,11 @@ fn optional<T: ToString>(request: RequestBuilder, name: &str, value: Option<T>) 
 }
 
 /// Adds what asks the server to answer only when it has happened, or after so long.
-fn waiting(request: RequestBuilder, until: &str, wait: Option<Duration>) -> RequestBuilder {
+pub(super) fn waiting(
+    request: RequestBuilder,
+    until: &str,
+    wait: Option<Duration>,
+) -> RequestBuilder {
     match wait {
         Some(timeout) => request.query(&[
             ("wait", until.to_owned()),
@@ -249,7 +257,12 @@ impl Client {
     }
 
     /// A request for a machine, or for something of it.
-    fn of(&self, method: Method, reference: &str, rest: &[&str]) -> Result<RequestBuilder, Error> {
+    pub(super) fn of(
+        &self,
+        method: Method,
+        reference: &str,
+        rest: &[&str],
+    ) -> Result<RequestBuilder, Error> {
         let mut segments = vec!["v1", "machines", reference];
         segments.extend(rest);
         self.request(method, &segments)

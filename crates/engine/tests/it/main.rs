@@ -13,3 +13,4 @@ mod pool;
 mod races;
 mod sick;
 mod sys;
+mod snapshots;

@@ -15,6 +15,7 @@ use utoipa::openapi::{ContentBuilder, OpenApi, Ref};
     security(("bearer" = []), ("key" = [])),
     tags(
         (name = "machines", description = "What you create, run commands in and delete. `{id}` is an id or a name."),
+        (name = "snapshots", description = "Machines as they were at a moment: kept, restored, and copied."),
         (name = "ports", description = "How machines are reached from outside: ports of the host, and URLs."),
         (name = "exec", description = "Commands in machines."),
         (name = "files", description = "Files in machines: raw bytes of any size."),
