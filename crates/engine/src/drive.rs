@@ -581,14 +581,17 @@ impl Driver {
         let pause = retry_delay(self.failures);
         let exited = async {
             match &self.body {
-                Body::Alive(process) => drop(process.wait().await),
+                Body::Alive(process) => process.wait().await,
                 _ => std::future::pending().await,
             }
         };
-        tokio::select! {
-            () = sleep(pause) => {}
-            _ = records.changed() => {}
-            () = exited => {}
+        let ended = tokio::select! {
+            () = sleep(pause) => None,
+            _ = records.changed() => None,
+            report = exited => Some(report),
+        };
+        if let Some(report) = ended {
+            self.ended(report.exit);
         }
         if matches!(self.body, Body::Unproved(_)) || *step == Step::Kill || *step == Step::ShutDown
         {

@@ -18,6 +18,7 @@ use hutch_contract::snapshot::SnapshotState;
 use hutch_guest::session::{Hello, Session};
 use hutch_runtime::MachineDir;
 use hutch_store::Write;
+use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -74,15 +75,27 @@ impl Driver {
             timings: clock.list(),
             ..taken
         };
-        let done = self.machine.cell.update(|record| {
-            record.head = Some(taken.id.clone());
-            record.work = None;
-            Ok(())
+        // In a task of its own: a step that is dropped here must not lose what it has taken.
+        let (shared, machine) = (self.shared.clone(), self.machine.clone());
+        let (tell, told) = oneshot::channel();
+        self.shared.tasks.spawn(async move {
+            let done = machine.cell.update(|record| {
+                record.head = Some(taken.id.clone());
+                record.work = None;
+                Ok(())
+            });
+            let done = done.await;
+            let go_on = done.is_ok();
+            drop(tell.send(done));
+            if go_on {
+                finish(shared, machine, taken, clock).await;
+            }
         });
-        done.await?;
-        let finishing = finish(self.shared.clone(), self.machine.clone(), taken, clock);
-        self.shared.tasks.spawn(finishing);
-        Ok(())
+        match told.await {
+            Ok(done) => done.map(drop),
+            // The end of the server.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Everything that the machine stands still for. Answers since when what runs in it did.
@@ -447,7 +460,10 @@ async fn ready(
         committed => committed?,
     };
     info!(snapshot = %record.id, name = %record.name, machine = %record.machine, "taken");
-    shared.fleet().snapshots.insert(record.id.clone(), record);
+    // One that is just being dropped is not brought back.
+    if let Some(seen) = shared.fleet().snapshots.get_mut(&record.id) {
+        *seen = record;
+    }
     if let (Some(running), Some(ending)) = (running, ending) {
         shared.show_end(running, ending);
     }
