@@ -17,4 +17,5 @@ mod life;
 mod pause;
 mod reach;
 mod shell;
+mod snapshots;
 mod tls;

@@ -382,7 +382,7 @@ fn apply(system: Option<&dyn System>, request: &pb::ConfigureRequest) -> Vec<pb:
         Box<dyn Fn(&dyn System) -> io::Result<()> + 'a>,
     );
     let hostname = request.hostname.as_deref().unwrap_or_default();
-    let steps: [Step<'_>; 7] = [
+    let steps: [Step<'_>; 8] = [
         (
             "entropy",
             !request.entropy.is_empty(),
@@ -392,6 +392,12 @@ fn apply(system: Option<&dyn System>, request: &pb::ConfigureRequest) -> Vec<pb:
             "clock",
             request.clock_unix_ms != 0,
             Box::new(|s| s.set_clock(request.clock_unix_ms)),
+        ),
+        (
+            "machine_id",
+            // A container's file is its image's.
+            !request.machine_id.is_empty() && system.is_some(),
+            Box::new(|s| s.set_machine_id(&request.machine_id)),
         ),
         ("grow_root", request.grow_root, Box::new(|s| s.grow_root())),
         (

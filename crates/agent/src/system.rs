@@ -10,6 +10,8 @@ use hutch_guest::pb;
 
 /// The guest's hostname, clock, random pool, network and file systems. All calls may block.
 pub trait System: Send + Sync {
+    /// Writes the machine's id where programs look for it: a copy of a disk has that of its original.
+    fn set_machine_id(&self, id: &str) -> io::Result<()>;
     /// Sets the hostname and lets it resolve.
     fn set_hostname(&self, name: &str) -> io::Result<()>;
     /// Sets the wall clock.

@@ -86,7 +86,28 @@ fn replace(path: &str, text: &str) -> io::Result<()> {
         })
 }
 
+/// An id as machine-id(5) wants it: 32 hexadecimal digits. Ours is a prefix and a ULID, whose 26 characters of Crockford's
+/// base 32 hold 128 bits.
+fn machine_id(id: &str) -> Option<String> {
+    const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let (_, ulid) = id.split_once('-')?;
+    let digits = ulid
+        .bytes()
+        .map(|byte| DIGITS.iter().position(|digit| *digit == byte));
+    let digits: Option<Vec<_>> = digits.collect();
+    let digits = digits.filter(|digits| digits.len() == 26)?;
+    let number = digits
+        .iter()
+        .fold(0u128, |number, digit| (number << 5) | *digit as u128);
+    Some(format!("{number:032x}"))
+}
+
 impl System for Guest {
+    fn set_machine_id(&self, id: &str) -> io::Result<()> {
+        let id = machine_id(id).ok_or_else(|| invalid(format!("{id:?} is no id of a machine")))?;
+        replace("/etc/machine-id", &format!("{id}\n"))
+    }
+
     fn set_hostname(&self, name: &str) -> io::Result<()> {
         check_name(name)?;
         if name.len() > 64 {
@@ -241,4 +262,21 @@ fn superblock_blocks(major: u32, minor: u32) -> Option<u64> {
     let is_64bit = word(0x60)? & 0x80 != 0;
     let high = if is_64bit { word(0x150)? } else { 0 };
     Some(word(0x4)? | (high << 32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ulid_is_a_machine_id() {
+        let id = |text| machine_id(text);
+        let largest = "mch-7zzzzzzzzzzzzzzzzzzzzzzzzz";
+        assert_eq!(id(largest), Some("f".repeat(32)));
+        let one = "mch-00000000000000000000000001";
+        assert_eq!(id(one), Some(format!("{}1", "0".repeat(31))));
+        for text in ["", "mch", "mch-", "mch-1", "mch-0000000000000000000000000u"] {
+            assert_eq!(id(text), None, "{text}");
+        }
+    }
 }
