@@ -19,7 +19,11 @@ use hutch_contract::network::{Egress, MachineNetwork, NetworkMode, NetworkPolicy
 use hutch_contract::node::Capabilities;
 use hutch_contract::operation::{Operation, OperationState, Progress};
 use hutch_contract::record::{
-    FORMAT, ImageRecord, KeyRecord, MachineRecord, Observed, OperationRecord, Wanted,
+    FORMAT, Fit, ImageRecord, KeyRecord, MachineRecord, Observed, OperationRecord, SnapshotFile,
+    SnapshotRecord, Wanted, Work,
+};
+use hutch_contract::snapshot::{
+    Copied, CreateSnapshot, ForkMachine, Forked, RestoreMachine, Snapshot, SnapshotState,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -487,4 +491,107 @@ fn commands_and_files() {
             request_id: "01k2".into(),
         },
     );
+}
+
+fn snapshot_record() -> SnapshotRecord {
+    SnapshotRecord {
+        format: FORMAT,
+        id: id("snp"),
+        owner: id("own"),
+        name: name("before"),
+        state: SnapshotState::Ready,
+        machine: id("mch"),
+        machine_name: name("web"),
+        image: id("img"),
+        image_name: name("busybox"),
+        parent: Some(id("snp")),
+        sequence: 3,
+        passing: false,
+        memory: true,
+        frozen: true,
+        runtime: "qemu".into(),
+        kernel: None,
+        vcpu: 1,
+        memory_mib: 256,
+        disk_gib: 8,
+        fit: Some(Fit {
+            vmm: "8.2.2".into(),
+            acceleration: "kvm".into(),
+            cpu: "a processor (00ff00ff00ff)".into(),
+            agent: "0.1.0".into(),
+            kernel: "6.1.0".into(),
+        }),
+        files: vec![SnapshotFile {
+            name: "disk.raw".into(),
+            size_bytes: 8 << 30,
+            used_bytes: 2 << 20,
+            sha256: "00ff".into(),
+        }],
+        manifest_sha256: "ff00".into(),
+        pause_us: Some(48_000),
+        created_at_ms: 1_763_779_200_000,
+        timings: vec![timing()],
+        operation: Some(id("op")),
+    }
+}
+
+#[test]
+fn snapshots() {
+    check("record-snapshot-1.json", &snapshot_record());
+    check("snapshot.json", &Snapshot::from(snapshot_record()));
+    for (file, work) in [
+        (
+            "record-machine-1-snapshot.json",
+            Work::Snapshot {
+                snapshot: id("snp"),
+                memory: true,
+                operation: id("op"),
+            },
+        ),
+        (
+            "record-machine-1-restore.json",
+            Work::Restore {
+                snapshot: id("snp"),
+                disk_only: true,
+                operation: id("op"),
+            },
+        ),
+    ] {
+        let record = MachineRecord {
+            work: Some(work),
+            origin: Some(id("snp")),
+            head: Some(id("snp")),
+            snapshots: 3,
+            resume_from: Some(id("snp")),
+            ..machine_record()
+        };
+        check(file, &record);
+    }
+    let fork = ForkMachine {
+        count: Some(2),
+        memory: true,
+        snapshot: Some("before".into()),
+        names: vec![name("a"), name("b")],
+        name_prefix: Some(name("try")),
+    };
+    check("fork-machine.json", &fork);
+    let create = CreateSnapshot {
+        name: Some(name("before")),
+        memory: true,
+    };
+    check("create-snapshot.json", &create);
+    let restore = RestoreMachine {
+        snapshot: "before".into(),
+        disk_only: true,
+    };
+    check("restore-machine.json", &restore);
+    let forked = Forked {
+        pause_us: Some(48_000),
+        copies: vec![Copied::Error {
+            code: "name_taken".into(),
+            message: "machine `a` exists already".into(),
+            hint: Some("choose another name".into()),
+        }],
+    };
+    check("forked.json", &forked);
 }
