@@ -183,3 +183,49 @@ async fn copies(lab: Lab) {
     assert_eq!(said(&lab, "again", "cat /file").await, "first");
     lab.finish().await;
 }
+
+/// Whatever moment the server dies at, between the freeze of a guest and its going on: the guest goes on, no later than
+/// by itself.
+#[tokio::test]
+async fn a_guest_is_not_left_frozen_with_qemu() {
+    let mut lab = lab!(Runtime::Qemu).start().await;
+    lab.busybox().await;
+    lab.create("web").await;
+    let boot = lab.boot_id("web").await;
+    for ms in [0, 10, 25, 50, 80, 120] {
+        let request = CreateSnapshot::default();
+        let begun = lab.client().take_snapshot("web", &request, None).await;
+        let begun = begun.unwrap();
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        lab.kill().await;
+        lab.restart().await;
+        // Writes to the disk, which a frozen file system does not let happen.
+        said(&lab, "web", "echo on > /file && sync").await;
+        let kept = lab.client().all_snapshots(Some("web")).await.unwrap();
+        assert!(kept.iter().all(|one| one.state == SnapshotState::Ready));
+        println!("{ms} ms: {}", kept.iter().any(|one| one.id == begun.id));
+    }
+    assert_eq!(lab.boot_id("web").await, boot, "it never booted again");
+    lab.finish().await;
+}
+
+#[tokio::test]
+async fn a_command_does_not_notice_with_qemu() {
+    let lab = lab!(Runtime::Qemu).start().await;
+    lab.busybox().await;
+    lab.create("web").await;
+    let counting = async {
+        let count = "for i in $(seq 1 40); do echo $i; sleep 0.1; done; exit 7";
+        lab.sh("web", count).await
+    };
+    let snapshots = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        for name in ["a", "b"] {
+            snapshot(&lab, "web", name).await;
+        }
+    };
+    let (counted, ()) = futures::future::join(counting, snapshots).await;
+    let expected: String = (1..=40).map(|number| format!("{number}\n")).collect();
+    assert_eq!((counted.exit.exit_code, counted.stdout), (7, expected));
+    lab.finish().await;
+}

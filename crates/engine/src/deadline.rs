@@ -10,6 +10,8 @@ pub const OUTSIDE_MADE: Duration = Duration::from_secs(900);
 pub const OUTSIDE: Duration = Duration::from_secs(30);
 /// Finding out what became of a machine while no server was there.
 pub const ADOPT: Duration = Duration::from_secs(10);
+/// From a stream that broke off until its session is known to have ended.
+pub const CLOSED: Duration = Duration::from_secs(1);
 /// Opening a connection to an agent that answered before.
 pub const RECONNECT: Duration = Duration::from_secs(20);
 /// Pausing a VMM, or letting it go on.

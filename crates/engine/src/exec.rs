@@ -1,5 +1,6 @@
 //! Commands in machines: started in the guest, followed from there. A client that goes away ends only its stream.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -11,14 +12,13 @@ use hutch_contract::exec::{Exec, ExecExit, ExecResult, MAX_BLOCKING_OUTPUT_BYTES
 use hutch_contract::id::ProcessId;
 use hutch_contract::machine::Status;
 use hutch_contract::record::Observed;
-use hutch_guest::session::{
-    Chunk, Exit, ExitStatus, Output, OutputStream, Session, StartProcess, Stream,
-};
+use hutch_guest::session::{Chunk, Exit, ExitStatus, Output, Session, StartProcess, Stream};
 use tokio::time::timeout;
 
 use crate::access::{self, Access};
 use crate::engine::Machine;
 use crate::levels::wake;
+use crate::rows::Current;
 use crate::{Engine, Error, Principal, admission, deadline, plan};
 
 /// The most arguments of a command, and the most bytes of all of them.
@@ -96,8 +96,15 @@ impl Engine {
                 }
             });
         }
+        let following = Following {
+            machine,
+            session,
+            process: process.clone(),
+            output: output.boxed(),
+            next: 0,
+        };
         Ok(Execution {
-            output: follow(output),
+            output: following.stream(),
             process,
         })
     }
@@ -144,25 +151,79 @@ fn keep(kept: &mut Vec<u8>, data: &[u8]) -> u64 {
     (data.len() - fits) as u64
 }
 
-/// Translates the guest's words. The process stays in the guest's table, which drops the oldest ended ones by itself: a
-/// command may leave others running behind it, and those live on.
-fn follow(output: OutputStream) -> BoxStream<'static, Result<ExecOutput, Error>> {
-    output
-        .map(|output| {
-            Ok(match output? {
-                Output::Chunk(Chunk {
-                    stream,
-                    sequence,
-                    data,
-                }) => match stream {
-                    Stream::Stdout => ExecOutput::Stdout { sequence, data },
-                    Stream::Stderr => ExecOutput::Stderr { sequence, data },
-                },
-                Output::Dropped(bytes) => ExecOutput::Dropped(bytes),
-                Output::Exit(exit) => ExecOutput::Exit(exec_exit(&exit)),
-            })
+/// A command's output. The process stays in the guest's table, which drops the oldest ended ones by itself: a command may
+/// leave others running behind it, and those live on.
+struct Following {
+    machine: Arc<Machine>,
+    session: Session,
+    process: ProcessId,
+    output: BoxStream<'static, hutch_guest::session::Result<Output>>,
+    /// The first byte that has not been seen.
+    next: u64,
+}
+
+impl Following {
+    /// Translates the guest's words, and goes on with them after a snapshot, which ends every session with the guest.
+    fn stream(self) -> BoxStream<'static, Result<ExecOutput, Error>> {
+        stream::unfold(Some(self), |following| async {
+            let mut following = following?;
+            loop {
+                let lost = match following.output.next().await {
+                    Some(Ok(output)) => {
+                        let output = following.translate(output);
+                        let over = matches!(output, ExecOutput::Exit(_));
+                        return Some((Ok(output), (!over).then_some(following)));
+                    }
+                    Some(Err(error)) => Some(error),
+                    None => None,
+                };
+                if !following.attach_again().await {
+                    return lost.map(|error| (Err(error.into()), None));
+                }
+            }
         })
         .boxed()
+    }
+
+    fn translate(&mut self, output: Output) -> ExecOutput {
+        match output {
+            Output::Chunk(Chunk {
+                stream,
+                sequence,
+                data,
+            }) => {
+                self.next = sequence + data.len() as u64;
+                match stream {
+                    Stream::Stdout => ExecOutput::Stdout { sequence, data },
+                    Stream::Stderr => ExecOutput::Stderr { sequence, data },
+                }
+            }
+            Output::Dropped(bytes) => {
+                self.next += bytes;
+                ExecOutput::Dropped(bytes)
+            }
+            Output::Exit(exit) => ExecOutput::Exit(exec_exit(&exit)),
+        }
+    }
+
+    /// Whether the same process' output comes from a new session now. One that was paused by wish is not woken for it.
+    async fn attach_again(&mut self) -> bool {
+        let closed = timeout(deadline::CLOSED, self.session.closed()).await;
+        let runs = |current: &Current| plan::status(&current.record) == Status::Running;
+        if closed.is_err() || !self.machine.cell.get().as_ref().is_some_and(runs) {
+            return false;
+        }
+        let Ok(session) = ready(&self.machine, "run commands").await else {
+            return false;
+        };
+        let attached = session.attach(self.process.as_str(), self.next, true).await;
+        let Ok(output) = attached else {
+            return false;
+        };
+        self.session = session;
+        self.output = output.boxed();
+        true
+    }
 }
 
 fn exec_exit(exit: &Exit) -> ExecExit {

@@ -6,6 +6,8 @@
 //! put back:                look at every byte ─► clone beside ─► end the VMM ─► rename ─► one commit; the plan boots it
 //! ```
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -110,7 +112,10 @@ impl Driver {
         let at = stage.clone();
         self.file_work("begin a snapshot", move || {
             erase_dir(&at)?;
-            std::fs::create_dir(&at).map_err(|source| io_error("create", &at, source))
+            DirBuilder::new()
+                .mode(0o700)
+                .create(&at)
+                .map_err(|source| io_error("create", &at, source))
         })
         .await?;
         let mut frozen_at = None;

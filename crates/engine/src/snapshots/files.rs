@@ -31,9 +31,14 @@ pub(crate) fn publish(
     for name in names(stage)? {
         let path = stage.join(&name);
         let file = describe(&path, &name, cancel)?;
-        // Read by clones only; nothing may change it.
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o400))
-            .map_err(|source| io_error("protect", &path, source))?;
+        // Nothing may change it. Who may read the memory is the runtime's to say; a disk is read by clones only.
+        let protect = |source| io_error("protect", &path, source);
+        let metadata = fs::metadata(&path).map_err(protect)?;
+        let mode = match name == MachineDir::DISK {
+            true => 0o400,
+            false => metadata.mode() & 0o444 | 0o400,
+        };
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(protect)?;
         files.push(file);
     }
     let mut record = SnapshotRecord { files, ..record };

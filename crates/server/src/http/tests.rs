@@ -166,8 +166,13 @@ impl Bench {
                             Some(
                                 "#/components/schemas/ChangeMachine"
                                 | "#/components/schemas/MintToken"
+                                | "#/components/schemas/CreateSnapshot"
+                                | "#/components/schemas/ForkMachine"
                                 | "#/components/schemas/NetworkPolicy",
                             ) => "{}",
+                            Some("#/components/schemas/RestoreMachine") => {
+                                r#"{"snapshot":"no-such-thing"}"#
+                            }
                             Some("#/components/schemas/Exec") => r#"{"command":["true"]}"#,
                             Some("#/components/schemas/BootstrapImage") => {
                                 r#"{"distribution":"no-such-thing"}"#
