@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use hutch_contract::machine::{Machine, Status};
+use hutch_contract::machine::{CreateMachine, Machine, Status};
 use hutch_contract::snapshot::{
     Copied, CreateSnapshot, ForkMachine, RestoreMachine, Snapshot, SnapshotState,
 };
@@ -127,9 +127,23 @@ async fn back(lab: Lab) {
         ["web:first", "└─ web:second", "   └─ web:s3"],
         "{tree}"
     );
+    // A machine of an image of one.
+    let image = ["snapshot", "create", "web", "kept", "--as-image", "mine"];
+    lab.hutch(&image).await.good();
+    let request = CreateMachine {
+        image: "mine".into(),
+        ..lab.request("new")
+    };
+    lab.client()
+        .create(&request, None, Some(LONG))
+        .await
+        .unwrap();
+    assert_eq!(said(&lab, "new", "cat /file /more").await, "other\nmore");
+    lab.client().delete("new", Some(LONG)).await.unwrap();
+    lab.client().delete_image("mine").await.unwrap();
     lab.hutch(&["snapshot", "rm", "web:second"]).await.good();
     let listed = lab.hutch(&["snapshot", "ls", "-q"]).await.good();
-    assert_eq!(listed, "web:first\nweb:s3\n");
+    assert_eq!(listed, "web:first\nweb:s3\nweb:kept\n");
     lab.client().delete("web", Some(LONG)).await.unwrap();
     assert_eq!(lab.client().all_snapshots(None).await.unwrap(), []);
     lab.finish().await;

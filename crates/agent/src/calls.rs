@@ -135,7 +135,12 @@ impl pb::agent_server::Agent for Connection {
     }
 
     async fn quiesce(&self, _: Request<pb::QuiesceRequest>) -> Reply<pb::QuiesceReply> {
-        let frozen = self.greeted()?.quiesce().await;
+        let agent = self.greeted()?.clone();
+        // To its end, also when the host goes away meanwhile: nobody would thaw what is half frozen.
+        let freezing = tokio::spawn(async move { agent.quiesce().await });
+        let frozen = freezing
+            .await
+            .unwrap_or_else(|error| Err(Status::internal(error.to_string())));
         if frozen.is_ok() {
             // The snapshot shall hold no open session.
             self.close.notify_one();

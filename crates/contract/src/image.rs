@@ -43,6 +43,13 @@ pub enum ImageSource {
     },
     /// The host's static busybox.
     Busybox,
+    /// The disk of a snapshot.
+    Snapshot {
+        /// What the machine was called.
+        machine: Name,
+        /// What the snapshot was called.
+        snapshot: Name,
+    },
 }
 
 /// What the body of an import is.

@@ -279,10 +279,10 @@ pub struct SnapshotFile {
     pub name: String,
     /// Its size in bytes.
     pub size_bytes: u64,
-    /// Bytes of blocks that hold something.
+    /// Bytes of it that are not zeros, in whole blocks.
     pub used_bytes: u64,
-    /// sha256, in hexadecimal, over each block of 64 KiB that is not all zeros (the last may be shorter), with its number
-    /// before it as eight bytes, the lowest first. So a hole costs nothing, and is the same as zeros.
+    /// sha256, in hexadecimal, as of an image's disk: over the blocks that are not zeros and where they are, so that a hole
+    /// costs nothing and is the same as zeros.
     pub sha256: String,
 }
 
@@ -403,6 +403,11 @@ pub enum ImageInput {
     },
     /// The host's static busybox.
     Busybox,
+    /// The disk of a snapshot.
+    Snapshot {
+        /// Which.
+        snapshot: SnapshotId,
+    },
 }
 
 /// A key. The secret itself is nowhere.

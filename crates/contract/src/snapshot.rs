@@ -87,6 +87,15 @@ pub struct Snapshot {
     pub operation: Option<OperationId>,
 }
 
+/// What an image of a snapshot is called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotImage {
+    /// Unique among the owner's images.
+    pub name: Name,
+}
+
 /// To which snapshot a machine goes back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]

@@ -66,7 +66,7 @@ impl Engine {
                 (begun.id, true)
             }
         };
-        let _in_use = self.use_snapshot(&snapshot)?;
+        let _in_use = self.shared.use_snapshot(&snapshot)?;
         let found = self.shared.fleet().snapshots.get(&snapshot).cloned();
         let found = found.ok_or_else(|| Error::not_found("snapshot", snapshot.as_str()))?;
         if request.memory && !found.memory {

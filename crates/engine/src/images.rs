@@ -279,7 +279,7 @@ impl Engine {
     }
 
     /// Reserves the name and begins the operation, in one commit, then works in the background.
-    async fn make(
+    pub(crate) async fn make(
         &self,
         who: &Principal,
         id: ImageId,
@@ -291,6 +291,7 @@ impl Engine {
         let shared = self.shared.clone();
         let kind = match input {
             ImageInput::Upload { .. } => "image-import",
+            ImageInput::Snapshot { .. } => "image-snapshot",
             ImageInput::Debian { .. } | ImageInput::Busybox => "image-bootstrap",
         };
         admission::disk_room(
@@ -431,10 +432,10 @@ impl Shared {
 }
 
 /// A file that goes with the value, unless it was kept.
-struct Spooled(Option<PathBuf>);
+pub(crate) struct Spooled(Option<PathBuf>);
 
 impl Spooled {
-    fn new(path: PathBuf) -> Self {
+    pub fn new(path: PathBuf) -> Self {
         Self(Some(path))
     }
 
@@ -483,12 +484,18 @@ async fn make(shared: Arc<Shared>, running: Arc<Running>, work: ImageWork) {
         let cancel = cancel.clone();
         let tar = match input {
             ImageInput::Upload { .. } => shared.upload(&record.id),
+            ImageInput::Snapshot { .. } => PathBuf::new(),
             ImageInput::Debian { .. } | ImageInput::Busybox => stage.with_extension("tar"),
+        };
+        let in_use = match &input {
+            ImageInput::Snapshot { snapshot } => Some(shared.use_snapshot(snapshot)),
+            _ => None,
         };
         // The end of the engine waits for it: nothing may write here once another server has the directory.
         let counted = shared.tasks.token();
         blocking("make the image", move || {
             let _counted = counted;
+            let _in_use = in_use.transpose()?;
             shared.with_room(|| {
                 erase_dir(&stage)?;
                 let built = build(&shared, &running, &input, &tar, &stage, &cancel)?;
@@ -606,6 +613,15 @@ fn build(
                 }
                 ImportFormat::Tar => from_tar(shared, tar, stage, limits, &mut progress)?,
             }
+        }
+        ImageInput::Snapshot { snapshot } => {
+            let from = open(&shared.snapshot_disk(snapshot))?;
+            // It was made here, and is not larger than machines may be.
+            let limits = Limits {
+                max_content_bytes: u64::MAX,
+                ..limits
+            };
+            hutch_image::import_ext4(&from, &disk, &limits, &mut progress)?
         }
         ImageInput::Busybox => {
             hutch_image::busybox(&mut create(tar)?)?;

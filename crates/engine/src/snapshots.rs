@@ -7,11 +7,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hutch_contract::id::{MachineId, SnapshotId};
+use hutch_contract::id::{ImageId, MachineId, SnapshotId};
+use hutch_contract::image::{Accepted, ImageSource};
 use hutch_contract::machine::{Machine, Status};
 use hutch_contract::name::Name;
 use hutch_contract::page::Page;
-use hutch_contract::record::{FORMAT, Fit, MachineRecord, Observed, SnapshotRecord, Wanted, Work};
+use hutch_contract::record::{
+    FORMAT, Fit, ImageInput, MachineRecord, Observed, SnapshotRecord, Wanted, Work,
+};
 use hutch_contract::snapshot::{CreateSnapshot, RestoreMachine, Snapshot, SnapshotState};
 use hutch_runtime::{Root, Runtime};
 use hutch_store::{Check, Write};
@@ -19,6 +22,7 @@ use tracing::warn;
 
 use crate::access::{self, Access};
 use crate::engine::Shared;
+use crate::images::Spooled;
 use crate::rows;
 use crate::{Engine, Error, Principal, Target, choose, engine, machines, plan};
 
@@ -256,7 +260,7 @@ impl Engine {
         let shared = &self.shared;
         let machine = self.find_machine(who, reference)?;
         let found = self.find_snapshot(who, Some(&machine.cell.id), &request.snapshot)?;
-        let _in_use = self.use_snapshot(&found.id)?;
+        let _in_use = self.shared.use_snapshot(&found.id)?;
         let its_own = |record: &MachineRecord| {
             found.machine == record.id || record.origin.as_ref() == Some(&found.id)
         };
@@ -386,23 +390,28 @@ impl Engine {
             .ok_or_else(missing)
     }
 
-    /// Keeps a snapshot that is ready from being deleted until the returned value is dropped.
-    pub(crate) fn use_snapshot(&self, id: &SnapshotId) -> Result<InUse, Error> {
-        let mut fleet = self.shared.fleet();
-        match fleet.snapshots.get(id) {
-            Some(record) if record.state == SnapshotState::Ready => {}
-            Some(record) => {
-                return Err(Error::SnapshotBusy {
-                    name: record.name.to_string(),
-                });
-            }
-            None => return Err(Error::not_found("snapshot", id.as_str())),
-        }
-        *fleet.snapshots_in_use.entry(id.clone()).or_default() += 1;
-        Ok(InUse {
-            shared: self.shared.clone(),
-            id: id.clone(),
-        })
+    /// Makes an image of a snapshot's disk. Returns once the operation is durable.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::NameTaken`], [`Error::SnapshotBroken`], a full disk.
+    pub async fn snapshot_image(
+        &self,
+        who: &Principal,
+        reference: &str,
+        name: Name,
+    ) -> Result<Accepted, Error> {
+        access::check(who, Access::Write)?;
+        let found = self.find_snapshot(who, None, reference)?;
+        let _in_use = self.shared.use_snapshot(&found.id)?;
+        self.shared.verify_snapshot(&found).await?;
+        let id = ImageId::new();
+        let source = ImageSource::Snapshot {
+            machine: found.machine_name,
+            snapshot: found.name,
+        };
+        let input = ImageInput::Snapshot { snapshot: found.id };
+        let nothing = Spooled::new(self.shared.upload(&id));
+        self.make(who, id, name, source, input, nothing).await
     }
 
     async fn can_snapshot(&self, runtime: &str, memory: bool) -> Result<(), Error> {

@@ -56,6 +56,7 @@ fn origin(source: &ImageSource) -> String {
             distribution,
             suite,
         } => format!("{distribution} {suite}"),
+        ImageSource::Snapshot { machine, snapshot } => format!("{machine}:{snapshot}"),
         ImageSource::Busybox => "busybox".to_owned(),
     }
 }

@@ -6,9 +6,12 @@ use reqwest::Method;
 
 use super::routes::{NO_WAIT, optional, waiting};
 use super::{Client, Error};
+use crate::image::Accepted;
 use crate::machine::Machine;
 use crate::page::{MAX_LIMIT, Page};
-use crate::snapshot::{CreateSnapshot, ForkMachine, Forked, RestoreMachine, Snapshot};
+use crate::snapshot::{
+    CreateSnapshot, ForkMachine, Forked, RestoreMachine, Snapshot, SnapshotImage,
+};
 
 /// How long a fork may take beside what it waits for: it takes a snapshot first.
 const FORK_TIME: Duration = Duration::from_secs(600);
@@ -51,6 +54,16 @@ impl Client {
     pub async fn snapshot(&self, reference: &str) -> Result<Snapshot, Error> {
         let request = self.request(Method::GET, &["v1", "snapshots", reference])?;
         self.json(request, NO_WAIT).await
+    }
+
+    /// `POST /v1/snapshots/{id}/image`: makes an image of its disk.
+    pub async fn snapshot_image(
+        &self,
+        reference: &str,
+        image: &SnapshotImage,
+    ) -> Result<Accepted, Error> {
+        let request = self.request(Method::POST, &["v1", "snapshots", reference, "image"])?;
+        self.json(request.json(image), NO_WAIT).await
     }
 
     /// `DELETE /v1/snapshots/{id}`.

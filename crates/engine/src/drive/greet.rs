@@ -52,8 +52,11 @@ impl Driver {
                 unapplied.push("image: this runtime's machines are made from what the server's configuration names".into());
             }
             self.clock.phase("configure", started);
-        } else if record.observed != Observed::Running || session.hello().quiesced {
-            // Its clock stood still, or all of it after a snapshot.
+        } else if record.observed != Observed::Running
+            || session.hello().quiesced
+            || self.may_be_paused
+        {
+            // Its clock stood still, or all of it; or another server ended while it was being frozen.
             session.thaw(self.shared.now_ms() as i64).await?;
         }
         let timings = self.clock.list();

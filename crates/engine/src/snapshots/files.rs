@@ -2,22 +2,18 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hutch_contract::record::{Fit, SnapshotFile, SnapshotRecord};
 use hutch_runtime::MachineDir;
-use rustix::fs::SeekFrom;
-use sha2::{Digest, Sha256};
 
 use crate::prepare::io_error;
 use crate::{Error, keys};
 
 /// A copy of the record, for who has the directory and not the store.
 const MANIFEST: &str = "manifest.json";
-/// What the digest knows as one piece of a file.
-const BLOCK: usize = 64 * 1024;
 
 /// Digests what lies in `stage`, writes the manifest, and publishes the directory as `target`. Returns the record with
 /// what it came to know.
@@ -30,7 +26,10 @@ pub(crate) fn publish(
     let mut files = Vec::new();
     for name in names(stage)? {
         let path = stage.join(&name);
-        let file = describe(&path, &name, cancel)?;
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        let file = describe(&path, &name)?;
         // Nothing may change it. Who may read the memory is the runtime's to say; a disk is read by clones only.
         let protect = |source| io_error("protect", &path, source);
         let metadata = fs::metadata(&path).map_err(protect)?;
@@ -70,12 +69,12 @@ pub(crate) fn verify(
     }
     for file in &record.files {
         let name = &file.name;
-        let found = match describe(&dir.join(name), name, cancel) {
-            Err(Error::Io { source, .. }) => {
-                return Err(broken(format!("{name} cannot be read: {source}")));
-            }
-            found => found?,
-        };
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        let found = describe(&dir.join(name), name);
+        let unread = |error: Error| broken(format!("{name} cannot be read: {}", error.chain()));
+        let found = found.map_err(unread)?;
         if found.size_bytes != file.size_bytes {
             return Err(broken(format!(
                 "{name} has {} bytes, and had {}",
@@ -198,81 +197,15 @@ fn names(dir: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-fn describe(path: &Path, name: &str, cancel: &AtomicBool) -> Result<SnapshotFile, Error> {
+fn describe(path: &Path, name: &str) -> Result<SnapshotFile, Error> {
     let read = |source| io_error("read", path, source);
     let file = File::open(path).map_err(read)?;
-    let metadata = file.metadata().map_err(read)?;
-    let sha256 = digest(&file, metadata.len(), cancel).map_err(read)?;
+    let size_bytes = file.metadata().map_err(read)?.len();
+    let (sha256, used_bytes) = hutch_image::disk_digest(&file, &mut |_| {})?;
     Ok(SnapshotFile {
         name: name.to_owned(),
-        size_bytes: metadata.len(),
-        used_bytes: metadata.blocks() * 512,
+        size_bytes,
+        used_bytes,
         sha256,
     })
-}
-
-/// See [`SnapshotFile::sha256`].
-fn digest(file: &File, size: u64, cancel: &AtomicBool) -> io::Result<String> {
-    let mut hasher = Sha256::new();
-    let mut block = vec![0; BLOCK];
-    let mut at = 0;
-    while at < size {
-        // The next block that holds data, or is not known to be a hole.
-        at = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(data) => data - data % BLOCK as u64,
-            Err(rustix::io::Errno::NXIO) => break,
-            Err(_) => at,
-        };
-        if cancel.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        let length = (size - at).min(BLOCK as u64) as usize;
-        file.read_exact_at(&mut block[..length], at)?;
-        if block[..length].iter().any(|byte| *byte != 0) {
-            hasher.update((at / BLOCK as u64).to_le_bytes());
-            hasher.update(&block[..length]);
-        }
-        at += BLOCK as u64;
-    }
-    Ok(keys::hex(&hasher.finalize()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::{Seek, Write};
-
-    fn digest_of(path: &Path) -> String {
-        let file = File::open(path).unwrap();
-        let size = file.metadata().unwrap().len();
-        digest(&file, size, &AtomicBool::new(false)).unwrap()
-    }
-
-    #[test]
-    fn holes_are_zeros_and_every_byte_counts() {
-        let dir = tempfile::tempdir().unwrap();
-        let (sparse, full) = (dir.path().join("sparse"), dir.path().join("full"));
-        let size = 5 * BLOCK + 100;
-        let mut content = vec![0; size];
-        content[BLOCK + 7] = 1;
-        content[size - 1] = 2;
-        fs::write(&full, &content).unwrap();
-        let mut file = File::create(&sparse).unwrap();
-        for at in [BLOCK + 7, size - 1] {
-            file.seek(io::SeekFrom::Start(at as u64)).unwrap();
-            file.write_all(&content[at..=at]).unwrap();
-        }
-        let whole = digest_of(&full);
-        assert_eq!(digest_of(&sparse), whole);
-        for at in [0, BLOCK - 1, BLOCK, 3 * BLOCK, size - 2, size - 1] {
-            content[at] ^= 1;
-            fs::write(&full, &content).unwrap();
-            assert_ne!(digest_of(&full), whole, "{at}");
-            content[at] ^= 1;
-        }
-        // The same block elsewhere is something else.
-        content.swap(BLOCK + 7, 2 * BLOCK + 7);
-        fs::write(&full, &content).unwrap();
-        assert_ne!(digest_of(&full), whole);
-    }
 }

@@ -10,7 +10,7 @@ use hutch_contract::snapshot::{MAX_SNAPSHOTS, SnapshotState};
 use hutch_store::Write;
 use tracing::{info, warn};
 
-use super::files;
+use super::{InUse, files};
 use crate::drive::blocking;
 use crate::engine::{Fleet, Shared, snapshots_dir, spool_dir};
 use crate::images::CancelOnDrop;
@@ -50,6 +50,25 @@ impl Shared {
 
     pub(super) fn machine_disk(&self, id: &MachineId) -> std::path::PathBuf {
         self.machine_dir(id).join(hutch_runtime::MachineDir::DISK)
+    }
+
+    /// Keeps a snapshot that is ready from being deleted until the returned value is dropped.
+    pub(crate) fn use_snapshot(self: &Arc<Self>, id: &SnapshotId) -> Result<InUse, Error> {
+        let mut fleet = self.fleet();
+        match fleet.snapshots.get(id) {
+            Some(record) if record.state == SnapshotState::Ready => {}
+            Some(record) => {
+                return Err(Error::SnapshotBusy {
+                    name: record.name.to_string(),
+                });
+            }
+            None => return Err(Error::not_found("snapshot", id.as_str())),
+        }
+        *fleet.snapshots_in_use.entry(id.clone()).or_default() += 1;
+        Ok(InUse {
+            shared: self.clone(),
+            id: id.clone(),
+        })
     }
 
     /// Where a snapshot grows: dropped at every start.

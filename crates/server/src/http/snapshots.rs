@@ -3,10 +3,11 @@
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use hutch_contract::image::Accepted;
 use hutch_contract::machine::{Machine, Status};
 use hutch_contract::page::{DEFAULT_LIMIT, Page};
 use hutch_contract::snapshot::{
-    Copied, CreateSnapshot, ForkMachine, Forked, RestoreMachine, Snapshot,
+    Copied, CreateSnapshot, ForkMachine, Forked, RestoreMachine, Snapshot, SnapshotImage,
 };
 use hutch_engine::{ListSnapshots, Target};
 use serde::Deserialize;
@@ -22,6 +23,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(create, list_of))
         .routes(routes!(list))
         .routes(routes!(get, delete))
+        .routes(routes!(image))
         .routes(routes!(restore))
         .routes(routes!(fork))
 }
@@ -127,6 +129,24 @@ async fn get(
     Path(id): Path<String>,
 ) -> Result<axum::Json<Snapshot>, Failure> {
     Ok(axum::Json(app.engine.snapshot(&who, &id)?))
+}
+
+/// Make an image of a snapshot
+///
+/// Of its disk as it is: what the machine's owner left on it, such as host keys, is in the image.
+#[utoipa::path(post, path = "/v1/snapshots/{id}/image", tag = "snapshots", request_body = SnapshotImage,
+    params(("id" = String, Path, description = "Id, or `MACHINE:NAME`.")),
+    responses((status = 202, description = "It is being made.", body = Accepted)))]
+async fn image(
+    State(app): State<App>,
+    Caller(who): Caller,
+    Path(id): Path<String>,
+    Json(request): Json<SnapshotImage>,
+) -> Result<(StatusCode, axum::Json<Accepted>), Failure> {
+    let engine = app.engine.clone();
+    let making = async move { engine.snapshot_image(&who, &id, request.name).await };
+    let accepted = app.to_its_end(making).await?;
+    Ok((StatusCode::ACCEPTED, axum::Json(accepted)))
 }
 
 /// Delete a snapshot

@@ -173,6 +173,9 @@ impl Bench {
                             Some("#/components/schemas/RestoreMachine") => {
                                 r#"{"snapshot":"no-such-thing"}"#
                             }
+                            Some("#/components/schemas/SnapshotImage") => {
+                                r#"{"name":"no-such-thing"}"#
+                            }
                             Some("#/components/schemas/Exec") => r#"{"command":["true"]}"#,
                             Some("#/components/schemas/BootstrapImage") => {
                                 r#"{"distribution":"no-such-thing"}"#

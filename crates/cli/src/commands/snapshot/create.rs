@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use hutch_contract::name::Name;
-use hutch_contract::snapshot::CreateSnapshot;
+use hutch_contract::snapshot::{CreateSnapshot, SnapshotImage};
 
 use super::{App, stood_still};
 use crate::error::Error;
@@ -14,7 +14,8 @@ use crate::waiting;
 #[command(after_help = "Examples:
   hutch snapshot create web
   hutch snapshot create web before
-  hutch snapshot create web before --memory")]
+  hutch snapshot create web before --memory
+  hutch snapshot create web --as-image mine && hutch create mine")]
 pub struct Args {
     /// Name or id of the machine
     machine: String,
@@ -23,6 +24,9 @@ pub struct Args {
     /// Keep its memory too: after a restore, what runs in it goes on from there
     #[arg(short, long)]
     memory: bool,
+    /// Make an image of its disk, too; host keys and the like are in it
+    #[arg(long, value_name = "NAME", conflicts_with = "no_wait")]
+    as_image: Option<Name>,
     /// Return as soon as it is accepted, not when it is ready
     #[arg(long)]
     no_wait: bool,
@@ -40,6 +44,11 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, Error> {
     {
         waiting::operation(&client, operation, app.ui).await?;
         snapshot = client.snapshot(snapshot.id.as_str()).await?;
+    }
+    if let Some(name) = args.as_image {
+        let image = SnapshotImage { name };
+        let accepted = client.snapshot_image(snapshot.id.as_str(), &image).await?;
+        waiting::operation(&client, &accepted.operation, app.ui).await?;
     }
     if app.ui.json {
         app.ui.object(&snapshot)?;
