@@ -118,6 +118,10 @@ impl Engine {
             image: from.image.clone(),
             image_name: from.image_name.clone(),
             origin: Some(origin.clone()),
+            head: match from.passing {
+                true => from.parent.clone(),
+                false => Some(origin.clone()),
+            },
             resume_from: memory.then_some(origin),
         };
         let size = Size {

@@ -92,6 +92,8 @@ pub(crate) struct Base {
     pub image_name: Name,
     /// The snapshot that it is a copy of.
     pub origin: Option<SnapshotId>,
+    /// The snapshot after which its own come.
+    pub head: Option<SnapshotId>,
     /// Likewise, where it goes on from its memory.
     pub resume_from: Option<SnapshotId>,
 }
@@ -102,6 +104,7 @@ impl Base {
             image: image.id.clone(),
             image_name: image.name.clone(),
             origin: None,
+            head: None,
             resume_from: None,
         }
     }
@@ -248,8 +251,8 @@ impl Engine {
             timings: Vec::new(),
             exposure,
             work: None,
-            origin: base.origin.clone(),
-            head: base.origin,
+            origin: base.origin,
+            head: base.head,
             snapshots: 0,
             resume_from: base.resume_from,
         };

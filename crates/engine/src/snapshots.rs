@@ -154,7 +154,7 @@ impl Engine {
         self.can_snapshot(&seen.runtime, request.memory).await?;
         shared.room_for_disk(&shared.machine_disk(&seen.id))?;
         let id = SnapshotId::new();
-        let name = shared.snapshot_name(&seen, request.name, &id)?;
+        let name = shared.snapshot_name(&seen, request.name, &id, passing)?;
         let (operation, operation_write) =
             shared.new_operation(who, "snapshot", id.to_string(), None)?;
         let record = SnapshotRecord {

@@ -82,7 +82,10 @@ impl Driver {
         let (tell, told) = oneshot::channel();
         self.shared.tasks.spawn(async move {
             let done = machine.cell.update(|record| {
-                record.head = Some(taken.id.clone());
+                // One that is about to go is nobody's parent.
+                if !taken.passing {
+                    record.head = Some(taken.id.clone());
+                }
                 record.work = None;
                 Ok(())
             });

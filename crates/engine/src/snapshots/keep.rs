@@ -94,6 +94,7 @@ impl Shared {
         machine: &MachineRecord,
         asked: Option<Name>,
         id: &SnapshotId,
+        passing: bool,
     ) -> Result<Name, Error> {
         let fleet = self.fleet();
         let its = || {
@@ -102,7 +103,8 @@ impl Shared {
                 .values()
                 .filter(|record| record.machine == machine.id)
         };
-        if its().filter(|record| !record.passing).count() >= MAX_SNAPSHOTS {
+        let kept = its().filter(|record| !record.passing).count();
+        if !passing && kept >= MAX_SNAPSHOTS {
             return Err(Error::TooMany {
                 what: "snapshots",
                 limit: MAX_SNAPSHOTS,

@@ -258,8 +258,10 @@ async fn copies_have_their_own_disks_and_outlive_what_they_come_from() {
         assert_eq!(read(&lab.disk(copy), 5), "first");
         assert_eq!(lab.sh(name, "echo on").await.unwrap().stdout, "on\n");
     }
-    // What they were made from is gone, and was never shown.
+    // What they were made from is gone, was never shown, and is nobody's parent.
     assert_eq!(lab.all(None), []);
+    assert_eq!(lab.snapshot("a").await.parent, None);
+    lab.engine.delete_snapshot(&lab.who, "a:s2").await.unwrap();
     lab.no_snapshot_is_kept().await;
     lab.delete("a").await;
     write(&lab.disk(&copies[0]), "mine!");
@@ -344,9 +346,14 @@ async fn a_machine_has_so_many_snapshots_and_no_more() {
     }
     let refused = lab.begin("a", false).await.unwrap_err();
     assert_eq!(refused.code(), "quota_exceeded");
+    let copies = lab.fork("a", ForkMachine::default()).await;
+    lab.wait(copies[0].name.as_str(), Status::Running)
+        .await
+        .unwrap();
+    lab.delete(copies[0].name.as_str()).await;
     lab.engine.delete_snapshot(&lab.who, "a:s7").await.unwrap();
     let next = lab.snapshot("a").await;
-    assert_eq!(next.name.as_str(), "s101");
+    assert_eq!(next.name.as_str(), "s102");
     let sequences: Vec<_> = lab.all(Some("a")).iter().map(|one| one.sequence).collect();
     assert!(sequences.is_sorted());
     lab.delete("a").await;
