@@ -35,8 +35,8 @@ async fn every_command_has_a_line_of_help_and_examples() {
     }
     assert_eq!(
         seen,
-        1 + 22 + 5 + 2 + 1 + 5,
-        "commands, verbs of image, of runtime, of agent and of port"
+        1 + 25 + 5 + 2 + 1 + 5 + 3,
+        "commands, verbs of image, of runtime, of agent, of port and of snapshot"
     );
 }
 

@@ -132,6 +132,7 @@ async fn engine(dir: &Path, store: Arc<Sick>) -> Engine {
     for dir in [
         machines_dir(&config.data_dir),
         images_dir(&config.data_dir),
+        snapshots_dir(&config.data_dir),
         uploads_dir(&config.data_dir),
         spool_dir(&config.data_dir),
     ] {
