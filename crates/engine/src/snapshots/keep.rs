@@ -7,6 +7,7 @@ use hutch_contract::id::{MachineId, OperationId, SnapshotId};
 use hutch_contract::name::Name;
 use hutch_contract::record::{MachineRecord, Observed, SnapshotRecord, Wanted, Work};
 use hutch_contract::snapshot::{MAX_SNAPSHOTS, SnapshotState};
+use hutch_disk::pool::Room;
 use hutch_store::Write;
 use tracing::{info, warn};
 
@@ -84,8 +85,12 @@ impl Shared {
             // One that is not there yet, or not any more, is told of by who wants to read it.
             false => files::used_bytes(disk).unwrap_or(0),
         };
-        let free = hutch_disk::free_bytes(data_dir)?;
-        admission::disk_room(&self.config, free.saturating_sub(takes))
+        let room = hutch_disk::pool::room(data_dir)?;
+        let left = Room {
+            free: room.free.saturating_sub(takes),
+            ..room
+        };
+        admission::disk_room(&self.config, left)
     }
 
     /// The name of a new snapshot, looked at before the commit that reserves it.

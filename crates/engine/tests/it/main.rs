@@ -12,5 +12,5 @@ mod pause;
 mod pool;
 mod races;
 mod sick;
-mod sys;
 mod snapshots;
+mod sys;
