@@ -22,7 +22,10 @@ const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
 pub async fn hears(lab: &Lab, machine: &str, host: impl Into<IpAddr>, port: u16) -> bool {
     let host = host.into();
     let tried = lab
-        .sh(machine, &format!("timeout 15 nc -w 3 {host} {port} </dev/null"))
+        .sh(
+            machine,
+            &format!("timeout 15 nc -w 3 {host} {port} </dev/null"),
+        )
         .await;
     tried.stdout == "hello\n"
 }

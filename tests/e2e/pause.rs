@@ -93,3 +93,59 @@ async fn paused(lab: Lab) {
     lab.client().delete("web", Some(LONG)).await.unwrap();
     lab.finish().await;
 }
+
+#[tokio::test]
+async fn a_machine_that_nobody_uses_is_paused_with_the_stub() {
+    idle(lab!(Runtime::Stub)).await;
+}
+
+#[tokio::test]
+async fn a_machine_that_nobody_uses_is_paused_with_qemu() {
+    idle(lab!(Runtime::Qemu)).await;
+}
+
+async fn is(lab: &Lab, name: &str, status: Status) {
+    wait_until(
+        &format!("{name} is {}", status.as_str()),
+        LONG,
+        async || lab.client().machine(name).await.unwrap().status == status,
+    )
+    .await;
+}
+
+async fn idle(lab: Lab) {
+    let mut lab = lab.start().await;
+    lab.busybox().await;
+    let created = lab.hutch(&["create", "busybox", "--name", "web", "--idle-pause", "2s"]);
+    created.await.good();
+    is(&lab, "web", Status::Paused).await;
+
+    // A command whose output somebody follows is a use, however long it says nothing.
+    let said = lab.sh("web", "sleep 5; echo awake").await;
+    assert_eq!(said.stdout, "awake\n");
+    is(&lab, "web", Status::Paused).await;
+
+    // Also for a server that has just found it, and after a change.
+    lab.sh("web", "true").await;
+    lab.kill().await;
+    lab.restart().await;
+    is(&lab, "web", Status::Paused).await;
+    lab.hutch(&["update", "web", "--idle-pause", "never", "--ttl", "3s"])
+        .await
+        .good();
+    lab.client().resume("web", Some(LONG)).await.unwrap();
+    let shown = lab.hutch(&["get", "web"]).await.good();
+    assert!(shown.contains("lives      paused in"), "{shown}");
+    is(&lab, "web", Status::Paused).await;
+
+    // What goes on after its time gets as much again, and a deletion waits for no use.
+    lab.sh("web", "true").await;
+    is(&lab, "web", Status::Paused).await;
+    let ends = ["update", "web", "--ttl", "2s", "--ttl-action", "delete"];
+    lab.hutch(&ends).await.good();
+    wait_until("it is gone", LONG, async || {
+        lab.client().machine("web").await.is_err()
+    })
+    .await;
+    lab.finish().await;
+}

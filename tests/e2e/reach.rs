@@ -248,6 +248,7 @@ async fn reached(lab: Lab) {
         access: Some(Access::Public),
         http_port: Some(more),
         expose: Some(Expose::ALL),
+        ..ChangeMachine::default()
     };
     let changed = client.change("web", &change).await.unwrap();
     assert_eq!(changed.access, Some(Access::Public));

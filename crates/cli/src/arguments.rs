@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use hutch_contract::exec::Exec;
 use hutch_contract::expose::{Access, Expose, PublishPort};
+use hutch_contract::lifetime::{Lifetime, TtlAction};
 use hutch_contract::machine::CreateMachine;
 use hutch_contract::name::Name;
 use hutch_contract::network::{Egress, NetworkPolicy};
@@ -41,6 +42,8 @@ pub struct Shape {
     pub label: Vec<(String, String)>,
     #[command(flatten)]
     pub policy: Policy,
+    #[command(flatten)]
+    pub life: Life,
     /// Boot from the beginning even where a warm start would do
     #[arg(long)]
     pub cold: bool,
@@ -146,6 +149,7 @@ impl Shape {
             env: map(&self.env),
             labels: map(&self.label),
             network: self.policy.request(),
+            lifetime: self.life.request(),
             cold: self.cold,
             ports: self.ways.publish.clone(),
             ssh: self.ways.ssh,
@@ -157,6 +161,53 @@ impl Shape {
             },
         }
     }
+}
+
+/// When a machine rests or ends by itself.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Time")]
+pub struct Life {
+    /// Pause it when nobody has used it for so long, such as 10m; its next use lets it go on [default: never]
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    idle_pause: Option<u32>,
+    /// How long it lives, such as 1h, used or not [default: never ends]
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    ttl: Option<u32>,
+    /// What happens after that: pause, stop or delete [default: pause]
+    #[arg(long, value_name = "WHAT", value_parser = ttl_action)]
+    ttl_action: Option<TtlAction>,
+}
+
+impl Life {
+    /// The lifetime that the options say.
+    pub fn request(&self) -> Lifetime {
+        Lifetime {
+            idle_pause_s: self.idle_pause,
+            ttl_s: self.ttl,
+            ttl_action: self.ttl_action,
+        }
+    }
+}
+
+fn ttl_action(text: &str) -> Result<TtlAction, String> {
+    match text {
+        "pause" => Ok(TtlAction::Pause),
+        "stop" => Ok(TtlAction::Stop),
+        "delete" => Ok(TtlAction::Delete),
+        _ => Err("expected pause, stop or delete".to_owned()),
+    }
+}
+
+/// Reads a time in whole seconds; `never` is 0.
+fn seconds(text: &str) -> Result<u32, String> {
+    if text == "never" {
+        return Ok(0);
+    }
+    let time = duration(text)?;
+    if time.subsec_millis() != 0 {
+        return Err("expected whole seconds".to_owned());
+    }
+    u32::try_from(time.as_secs()).map_err(|_| "expected less than 136 years".to_owned())
 }
 
 /// Whom a machine may talk to.
@@ -293,6 +344,16 @@ mod tests {
             "9999999999999999h",
         ] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_life_is_counted_in_seconds() {
+        for (text, expected) in [("90", 90), ("10m", 600), ("1000ms", 1), ("never", 0)] {
+            assert_eq!(seconds(text), Ok(expected), "{text}");
+        }
+        for text in ["", "0", "500ms", "1500ms", "9999999h", "Never"] {
+            assert!(seconds(text).is_err(), "{text}");
         }
     }
 

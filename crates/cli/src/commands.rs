@@ -21,6 +21,7 @@ mod run;
 mod runtime;
 pub mod serve;
 mod snapshot;
+mod update;
 
 use std::process::ExitCode;
 
@@ -86,6 +87,7 @@ pub enum Command {
     #[command(after_help = "Examples:
   hutch resume web")]
     Resume(level::Args),
+    Update(update::Args),
     #[command(visible_alias = "rm")]
     Delete(delete::Args),
     Exec(exec::Args),
@@ -124,6 +126,7 @@ impl Command {
             Command::Pause(args) => signals.or(level::run(Level::Pause, args, app)).await,
             Command::Resume(args) => signals.or(level::run(Level::Resume, args, app)).await,
             Command::Restart(args) => signals.or(level::run(Level::Restart, args, app)).await,
+            Command::Update(args) => signals.or(update::run(args, app)).await,
             Command::Delete(args) => signals.or(delete::run(args, app)).await,
             Command::Exec(args) => signals.or(exec::run(args, app)).await,
             Command::Logs(args) => signals.or(logs::run(args, app)).await,

@@ -104,10 +104,21 @@ pub fn printable(text: &str) -> String {
 
 /// How long ago a moment was, by its largest unit.
 pub fn age(since_ms: u64) -> String {
-    let now_ms = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |passed| passed.as_millis());
-    let seconds = now_ms.saturating_sub(u128::from(since_ms)) / 1000;
+    span(now_ms().saturating_sub(since_ms) / 1000)
+}
+
+/// How far away a moment is, by its largest unit.
+pub fn left(until_ms: u64) -> String {
+    span(until_ms.saturating_sub(now_ms()) / 1000)
+}
+
+fn now_ms() -> u64 {
+    let passed = SystemTime::now().duration_since(UNIX_EPOCH);
+    passed.map_or(0, |passed| passed.as_millis() as u64)
+}
+
+/// Seconds by their largest unit.
+pub fn span(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m", seconds / 60),

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::lifetime::Lifetime;
+
 /// The guest's port behind the machine's name when the request names none.
 pub const DEFAULT_HTTP_PORT: u16 = 8080;
 /// The guest's port for SSH.
@@ -204,6 +206,9 @@ pub struct ChangeMachine {
     /// All the ports that have URLs of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expose: Option<Expose>,
+    /// When it rests or ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifetime: Option<Lifetime>,
 }
 
 /// What token to make for a machine's URL.

@@ -9,6 +9,7 @@ pub mod file;
 pub mod id;
 pub mod image;
 pub mod key;
+pub mod lifetime;
 pub mod machine;
 pub mod name;
 pub mod network;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::expose::{Access, Expose, Port, PublishPort};
 use crate::id::{ImageId, MachineId, OperationId};
+use crate::lifetime::Lifetime;
 use crate::name::Name;
 use crate::network::{MachineNetwork, NetworkPolicy};
 use crate::node::Capabilities;
@@ -59,6 +60,9 @@ pub struct CreateMachine {
     /// Whom it may talk to; the public internet when left out.
     #[serde(default, skip_serializing_if = "NetworkPolicy::is_default")]
     pub network: NetworkPolicy,
+    /// When it rests or ends by itself.
+    #[serde(default, skip_serializing_if = "Lifetime::is_default")]
+    pub lifetime: Lifetime,
     /// Boot from the beginning even where a warm start would do.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cold: bool,
@@ -229,6 +233,12 @@ pub struct Machine {
     /// When it last came to run, UTC, in milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at_ms: Option<u64>,
+    /// When it rests or ends by itself.
+    #[serde(default, skip_serializing_if = "Lifetime::is_default")]
+    pub lifetime: Lifetime,
+    /// When `ttl_action` is done to it, UTC, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at_ms: Option<u64>,
     /// The operation that is being done to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<OperationId>,

@@ -8,6 +8,7 @@ use crate::expose::Exposure;
 use crate::id::{ImageId, KeyId, MachineId, OperationId, OwnerId, SnapshotId};
 use crate::image::{Image, ImageSource, ImportFormat};
 use crate::key::Scope;
+use crate::lifetime::Lifetime;
 use crate::machine::{Exit, Isolation, Timing};
 use crate::name::Name;
 use crate::network::NetworkPolicy;
@@ -96,6 +97,12 @@ pub struct MachineRecord {
     /// Whom it may talk to.
     #[serde(default, skip_serializing_if = "NetworkPolicy::is_default")]
     pub network: NetworkPolicy,
+    /// When it rests or ends by itself.
+    #[serde(default, skip_serializing_if = "Lifetime::is_default")]
+    pub lifetime: Lifetime,
+    /// When its time is over, UTC, in milliseconds since 1970; none when it has none, or after it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at_ms: Option<u64>,
     /// The level it is wanted at.
     pub wanted: Wanted,
     /// What was last seen.

@@ -14,6 +14,7 @@ use hutch_contract::expose::{
 use hutch_contract::file::{FileInfo, FileKind};
 use hutch_contract::image::{BootstrapImage, Image, ImageSource};
 use hutch_contract::key::Scope;
+use hutch_contract::lifetime::{Lifetime, TtlAction};
 use hutch_contract::machine::{CreateMachine, Exit, Isolation, Machine, Status, Timing};
 use hutch_contract::network::{Egress, MachineNetwork, NetworkMode, NetworkPolicy};
 use hutch_contract::node::Capabilities;
@@ -70,6 +71,14 @@ fn policy() -> NetworkPolicy {
     }
 }
 
+fn lifetime() -> Lifetime {
+    Lifetime {
+        idle_pause_s: Some(600),
+        ttl_s: Some(3600),
+        ttl_action: Some(TtlAction::Stop),
+    }
+}
+
 fn machine_record() -> MachineRecord {
     MachineRecord {
         format: FORMAT,
@@ -88,6 +97,8 @@ fn machine_record() -> MachineRecord {
         env: [("LANG".to_owned(), "C.UTF-8".to_owned())].into(),
         labels: [("team".to_owned(), "blue".to_owned())].into(),
         network: NetworkPolicy::default(),
+        lifetime: Lifetime::default(),
+        expires_at_ms: None,
         wanted: Wanted::Running,
         observed: Observed::Failed {
             code: "timeout".into(),
@@ -150,6 +161,14 @@ fn records_of_format_1() {
         "record-machine-1-kernel.json",
         &MachineRecord {
             kernel: Some("mine".into()),
+            ..machine_record()
+        },
+    );
+    check(
+        "record-machine-1-lifetime.json",
+        &MachineRecord {
+            lifetime: lifetime(),
+            expires_at_ms: Some(1_763_782_800_000),
             ..machine_record()
         },
     );
@@ -229,6 +248,8 @@ fn machines() {
         env: record.env.clone(),
         labels: record.labels.clone(),
         network: None,
+        lifetime: Lifetime::default(),
+        expires_at_ms: None,
         starts: record.starts,
         created_at_ms: record.created_at_ms,
         started_at_ms: record.started_at_ms,
@@ -302,6 +323,7 @@ fn machines() {
         env: record.env,
         labels: record.labels,
         network: NetworkPolicy::default(),
+        lifetime: Lifetime::default(),
         cold: true,
         ports: vec![],
         ssh: false,
@@ -358,6 +380,14 @@ fn ways_to_a_machine() {
             access: Some(Access::Private),
             http_port: Some(80),
             expose: Some(Expose::Ports(vec![])),
+            lifetime: None,
+        },
+    );
+    check(
+        "change-machine-lifetime.json",
+        &ChangeMachine {
+            lifetime: Some(lifetime()),
+            ..ChangeMachine::default()
         },
     );
     check(

@@ -36,7 +36,7 @@ impl Engine {
         if let Some(address) = self.address(&machine)
             && let Some(stream) = straight(address, port).await
         {
-            return Ok(Either::Left(stream));
+            return Ok(session.with(Either::Left(stream)));
         }
         let through = session
             .dial("", port)
@@ -48,7 +48,7 @@ impl Engine {
                 },
                 _ => error.into(),
             })?;
-        Ok(Either::Right(through))
+        Ok(session.with(Either::Right(through)))
     }
 
     fn address(&self, machine: &engine::Machine) -> Option<Ipv4Addr> {

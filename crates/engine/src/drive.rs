@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::engine::{Machine, Shared};
+use crate::lifetime::{self, Due};
 use crate::phases::Phases;
 use crate::plan::{self, Facts, Life, Step};
 use crate::rows::Current;
@@ -108,7 +109,7 @@ impl Driver {
             let step = plan::next(&current.record, &self.facts());
             if step == Step::Rest {
                 self.clock.end();
-                self.rest(&mut records).await;
+                self.rest(&current.record, &mut records).await;
                 continue;
             }
             let superseded = superseded(&step, records.clone());
@@ -163,7 +164,11 @@ impl Driver {
     }
 
     /// Waits until something happens that the plan must know.
-    async fn rest(&mut self, records: &mut watch::Receiver<Option<Current>>) {
+    async fn rest(
+        &mut self,
+        record: &MachineRecord,
+        records: &mut watch::Receiver<Option<Current>>,
+    ) {
         let session = self.machine.session.borrow().clone();
         let lost = async {
             match &session {
@@ -183,8 +188,10 @@ impl Driver {
                 _ => std::future::pending().await,
             }
         };
+        let due = lifetime::due(record, &self.machine.uses, self.shared.now_ms());
         tokio::select! {
             _ = records.changed() => {}
+            due = due => self.do_by_itself(due).await,
             report = exited => {
                 if !report.stderr_tail.is_empty() {
                     info!(machine = %self.machine.cell.id, said = report.stderr_tail, "last words of the VMM");
@@ -196,6 +203,33 @@ impl Driver {
                 self.machine.session.send_replace(None);
             }
             () = look_again => self.look().await,
+        }
+    }
+
+    /// What a machine does without being asked.
+    async fn do_by_itself(&mut self, due: Due) {
+        let machine = &self.machine;
+        if let Due::Idle(idle) = due {
+            // Whoever begins to use it now waits for the next session, and for that wakes it.
+            let hide = || drop(machine.session.send_replace(None));
+            if !machine.uses.unless_used(idle, hide) {
+                return;
+            }
+        }
+        let now_ms = self.shared.now_ms();
+        let changed = machine.cell.update(|record| {
+            match due {
+                Due::Idle(_) => lifetime::pause_idle(record),
+                Due::Ttl => lifetime::expire(record, now_ms),
+            }
+            Ok(())
+        });
+        match changed.await {
+            Ok(_) => info!(machine = %machine.cell.id, ?due, "rests or ends by itself"),
+            Err(error) => {
+                warn!(machine = %machine.cell.id, error = %error.chain(), "it cannot be noted; later again");
+                sleep(LOOK_AGAIN).await;
+            }
         }
     }
 

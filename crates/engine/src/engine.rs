@@ -24,6 +24,7 @@ use tracing::{error, info, warn};
 
 use crate::drive::{Driver, blocking, joined, retry_delay};
 use crate::kernel::Kernel;
+use crate::lifetime::Uses;
 use crate::network::Network;
 use crate::operations::Running;
 use crate::ports::Doors;
@@ -52,6 +53,7 @@ pub struct Engine {
 /// A machine in memory: its record, and the session with its agent while there is one.
 pub(crate) struct Machine {
     pub cell: Cell,
+    pub uses: Arc<Uses>,
     pub session: watch::Sender<Option<Session>>,
     name: Name,
 }
@@ -61,6 +63,7 @@ impl Machine {
         let name = current.record.name.clone();
         Machine {
             cell: Cell::new(store, current),
+            uses: Uses::new(),
             session: watch::Sender::new(None),
             name,
         }
@@ -70,6 +73,13 @@ impl Machine {
     pub fn name(&self) -> String {
         self.name.to_string()
     }
+}
+
+/// The time, UTC, in milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
 }
 
 /// What is looked up by id or name. Held for a look or an insertion, never over an await.
@@ -115,9 +125,7 @@ impl Shared {
     }
 
     pub fn now_ms(&self) -> u64 {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis() as u64)
+        now_ms()
     }
 
     /// The network of machines. It is there before the first machine is seen.

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use crate::access::{self, Access};
 use crate::engine::Machine;
 use crate::levels::wake;
+use crate::lifetime::Used;
 use crate::rows::Current;
 use crate::{Engine, Error, Principal, admission, deadline, plan};
 
@@ -155,7 +156,7 @@ fn keep(kept: &mut Vec<u8>, data: &[u8]) -> u64 {
 /// leave others running behind it, and those live on.
 struct Following {
     machine: Arc<Machine>,
-    session: Session,
+    session: Used<Session>,
     process: ProcessId,
     output: BoxStream<'static, hutch_guest::session::Result<Output>>,
     /// The first byte that has not been seen.
@@ -276,7 +277,8 @@ fn validate(exec: &Exec) -> Result<Option<Vec<u8>>, Error> {
 }
 
 /// The session with a machine's agent; waits for a machine that is starting, and lets one that is paused go on.
-pub(crate) async fn ready(machine: &Machine, verb: &'static str) -> Result<Session, Error> {
+pub(crate) async fn ready(machine: &Machine, verb: &'static str) -> Result<Used<Session>, Error> {
+    let held = machine.uses.hold();
     let mut sessions = machine.session.subscribe();
     let mut records = machine.cell.watch();
     let wait = async {
@@ -313,7 +315,7 @@ pub(crate) async fn ready(machine: &Machine, verb: &'static str) -> Result<Sessi
         }
     };
     match timeout(deadline::READY, wait).await {
-        Ok(outcome) => outcome,
+        Ok(outcome) => outcome.map(|session| Used::new(session, held)),
         Err(_) => Err(Error::AgentSilent {
             name: machine.name(),
         }),

@@ -18,7 +18,7 @@ use crate::access::{self, Access};
 use crate::engine::{self, Shared};
 use crate::ports::{Doors, Want};
 use crate::rows::{self, Current};
-use crate::{Engine, Error, Principal, deadline, hosts, keys, plan, ports};
+use crate::{Engine, Error, Principal, deadline, hosts, keys, lifetime, plan, ports};
 
 /// Looks at a port that somebody has just let go: a machine of ours that is gone since a moment ago.
 const LET_GO_LOOKS: u32 = 20;
@@ -237,7 +237,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Changes how a machine is reached by HTTP, at once.
+    /// Changes how a machine is reached by HTTP, and when it rests or ends by itself, at once.
     ///
     /// # Errors
     /// What is wrong with the request; [`Error::WrongStatus`] while it is being deleted.
@@ -247,8 +247,19 @@ impl Engine {
         reference: &str,
         asked: &ChangeMachine,
     ) -> Result<Machine, Error> {
-        self.change_exposure(who, reference, "change", |exposure| {
-            ports::change(exposure, asked)
+        let now_ms = self.shared.now_ms();
+        self.change_record(who, reference, |record| {
+            ports::change(&mut record.exposure, asked)?;
+            if let Some(lifetime) = &asked.lifetime {
+                // A runtime that is not there cannot pause either.
+                let runtime = self.shared.runtimes.get(&record.runtime);
+                let pauses = runtime.is_some_and(|runtime| runtime.capabilities().pause);
+                record.lifetime = lifetime::changed(&record.lifetime, lifetime, pauses)?;
+                if lifetime.ttl_s.is_some() {
+                    record.expires_at_ms = lifetime::end_of(&record.lifetime, now_ms);
+                }
+            }
+            Ok(())
         })
         .await
     }
@@ -258,28 +269,27 @@ impl Engine {
     /// # Errors
     /// As [`Engine::change`].
     pub async fn revoke_tokens(&self, who: &Principal, reference: &str) -> Result<(), Error> {
-        self.change_exposure(who, reference, "change", |exposure| {
-            exposure.generation += 1;
+        self.change_record(who, reference, |record| {
+            record.exposure.generation += 1;
             Ok(())
         })
         .await
         .map(drop)
     }
 
-    async fn change_exposure(
+    async fn change_record(
         &self,
         who: &Principal,
         reference: &str,
-        verb: &'static str,
-        change: impl FnOnce(&mut Exposure) -> Result<(), Error>,
+        change: impl FnOnce(&mut MachineRecord) -> Result<(), Error>,
     ) -> Result<Machine, Error> {
         access::check(who, Access::Write)?;
         let machine = self.find_machine(who, reference)?;
         let current = machine
             .cell
             .update(|record| {
-                still_wanted(record, verb)?;
-                change(&mut record.exposure)
+                still_wanted(record, "change")?;
+                change(record)
             })
             .await?;
         Ok(self.shared.view(&current))

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 use crate::access::{self, Access};
 use crate::drive::blocking;
 use crate::exec::ready;
+use crate::lifetime::Used;
 use crate::{Engine, Error, Principal, machines, prepare};
 
 /// Longest path in bytes, as Linux has it (`PATH_MAX`).
@@ -65,7 +66,7 @@ impl Engine {
         let (found, bytes) = session.read_file(path, offset, length.unwrap_or(0)).await?;
         Ok(FileBytes {
             info: info(found),
-            bytes: bytes.map_err(Error::from).boxed(),
+            bytes: session.with(bytes.map_err(Error::from).boxed()).boxed(),
         })
     }
 
@@ -169,7 +170,7 @@ impl Engine {
         access: Access,
         reference: &str,
         path: &str,
-    ) -> Result<session::Session, Error> {
+    ) -> Result<Used<session::Session>, Error> {
         access::check(who, access)?;
         if path.is_empty() || path.len() > MAX_PATH || path.contains('\0') {
             return Err(Error::invalid(

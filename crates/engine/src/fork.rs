@@ -89,6 +89,7 @@ impl Engine {
             env: parent.env.clone(),
             labels: parent.labels.clone(),
             network: parent.network.clone(),
+            lifetime: parent.lifetime.clone(),
             http_port: Some(parent.exposure.http_port).filter(|port| *port != 0),
             expose: parent.exposure.expose.clone(),
             access: parent.exposure.access,

@@ -6,6 +6,7 @@ use hutch_contract::record::{MachineRecord, Wanted};
 use crate::access::{self, Access};
 use crate::admission::{self, Host, Size};
 use crate::engine;
+use crate::lifetime;
 use crate::machines::{Reserved, with_promises};
 use crate::{Engine, Error, Principal, choose, plan};
 
@@ -18,6 +19,7 @@ impl Engine {
         access::check(who, Access::Write)?;
         let _memory = self.take_memory(&self.machine(who, reference)?)?;
         self.want(who, reference, "start", |record| {
+            lifetime::renew(record, engine::now_ms());
             if record.wanted != Wanted::Running || plan::status(record) == Status::Failed {
                 // Its guest may have been told to power off: that goes on, and then it is started.
                 record.restart = record.wanted == Wanted::Stopped && plan::came_to_run(record);
@@ -94,6 +96,7 @@ impl Engine {
         access::check(who, Access::Write)?;
         let _memory = self.take_memory(&self.machine(who, reference)?)?;
         self.want(who, reference, "restart", |record| {
+            lifetime::renew(record, engine::now_ms());
             record.wanted = Wanted::Running;
             record.restart = true;
             record.generation += 1;
@@ -171,6 +174,7 @@ impl Engine {
 
 /// Wants a machine that is paused, or about to be, to execute.
 fn go_on(record: &mut MachineRecord) {
+    lifetime::renew(record, engine::now_ms());
     record.wanted = Wanted::Running;
     record.generation += 1;
 }

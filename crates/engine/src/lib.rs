@@ -25,6 +25,7 @@ mod inventory;
 mod kernel;
 mod keys;
 mod levels;
+mod lifetime;
 mod machines;
 mod names;
 mod network;

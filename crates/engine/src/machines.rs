@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hutch_contract::id::{ImageId, MachineId, SnapshotId};
+use hutch_contract::lifetime::Lifetime;
 use hutch_contract::machine::{CreateMachine, Machine, Status};
 use hutch_contract::name::Name;
 use hutch_contract::node::RuntimeInfo;
@@ -16,7 +17,7 @@ use crate::access::{self, Access};
 use crate::admission::{self, Host, Size};
 use crate::engine::{self, Engine, Fleet, Shared};
 use crate::rows::{self, Current, IdempotencyRow, SlotRow};
-use crate::{Error, Principal, choose, deadline, keys, names, network, plan};
+use crate::{Error, Principal, choose, deadline, keys, lifetime, names, network, plan};
 
 /// Attempts at a generated name that nobody has.
 pub(crate) const NAME_ATTEMPTS: usize = 8;
@@ -132,7 +133,7 @@ impl Engine {
     async fn create_now(
         &self,
         who: &Principal,
-        request: CreateMachine,
+        mut request: CreateMachine,
         idempotency_key: Option<&str>,
     ) -> Result<Admitted, Error> {
         access::check(who, Access::Write)?;
@@ -163,6 +164,8 @@ impl Engine {
                 &able,
             ));
         }
+        let pauses = runtime.capabilities().pause;
+        request.lifetime = lifetime::changed(&Lifetime::default(), &request.lifetime, pauses)?;
         network::check(&request.network)?;
         self.shared.must_hold(&request.network, runtime.name())?;
         for _ in 0..NAME_ATTEMPTS {
@@ -220,6 +223,7 @@ impl Engine {
         let id = MachineId::new();
         let mut slot = self.take_slot(&id, &size)?;
         let (exposure, ways) = shared.give(who, &id, &name, request).await?;
+        let now_ms = shared.now_ms();
         let record = MachineRecord {
             format: FORMAT,
             id: id.clone(),
@@ -237,6 +241,8 @@ impl Engine {
             env: request.env.clone(),
             labels: request.labels.clone(),
             network: request.network.clone(),
+            lifetime: request.lifetime.clone(),
+            expires_at_ms: lifetime::end_of(&request.lifetime, now_ms),
             wanted: Wanted::Running,
             observed: Observed::Absent,
             generation: 1,
@@ -245,7 +251,7 @@ impl Engine {
             exit: None,
             starts: 0,
             failed_starts: 0,
-            created_at_ms: shared.now_ms(),
+            created_at_ms: now_ms,
             started_at_ms: None,
             unapplied: Vec::new(),
             timings: Vec::new(),

@@ -100,6 +100,7 @@ pub(crate) fn exposure(request: &CreateMachine) -> Result<Exposure, Error> {
         access: Some(request.access),
         http_port: request.http_port,
         expose: Some(request.expose.clone()),
+        lifetime: None,
     };
     change(&mut exposure, &asked)?;
     exposure.generation = 0;

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use hutch_contract::expose::{Access, DEFAULT_HTTP_PORT, Expose, Port, PortKind, PortState};
+use hutch_contract::lifetime::TtlAction;
 use hutch_contract::machine::{Exit, Isolation, Machine};
 
 use super::{App, network};
 use crate::error::Error;
-use crate::ui::{age, printable};
+use crate::ui::{age, left, printable, span};
 
 /// Show a machine
 #[derive(Debug, clap::Args)]
@@ -72,6 +73,7 @@ fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
             format!("{} ago, {} in all", age(at), machine.starts),
         )
     }));
+    facts.extend(life(machine).map(|life| ("lives", life)));
     facts.extend(
         machine
             .env
@@ -97,6 +99,28 @@ fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
             .map(|what| ("unapplied", what.clone())),
     );
     facts
+}
+
+/// When it rests or ends by itself.
+fn life(machine: &Machine) -> Option<String> {
+    let life = &machine.lifetime;
+    let idle = life.idle_pause_s.map(|idle| {
+        let idle = span(idle.into());
+        format!("paused when unused for {idle}")
+    });
+    let end = life.ttl_s.map(|ttl| {
+        let what = match life.ttl_action.unwrap_or_default() {
+            TtlAction::Pause => "paused",
+            TtlAction::Stop => "stopped",
+            TtlAction::Delete => "deleted",
+        };
+        match machine.expires_at_ms {
+            Some(at) => format!("{what} in {}", left(at)),
+            None => format!("{what} {} after it goes on", span(ttl.into())),
+        }
+    });
+    let both: Vec<_> = idle.into_iter().chain(end).collect();
+    (!both.is_empty()).then(|| both.join(", "))
 }
 
 /// How it is reached from outside.

@@ -128,7 +128,7 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, Error> {
             let change = ChangeMachine {
                 http_port,
                 expose: (!keep).then_some(expose),
-                access: None,
+                ..ChangeMachine::default()
             };
             urls(app, &client.change(&machine, &change).await?)?;
         }

@@ -88,6 +88,7 @@ impl Driver {
             self.running_since = Some(Instant::now());
             info!(machine = %record.id, name = %record.name, "running");
         }
+        self.machine.uses.touch();
         self.machine.session.send_replace(Some(session));
         Ok(())
     }
