@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use hutch_contract::exec::Exec;
 use hutch_contract::expose::{Access, Expose, PublishPort};
-use hutch_contract::lifetime::{Lifetime, TtlAction};
+use hutch_contract::lifetime::{Lifetime, Restart, TtlAction};
 use hutch_contract::machine::CreateMachine;
 use hutch_contract::name::Name;
 use hutch_contract::network::{Egress, NetworkPolicy};
@@ -176,6 +176,10 @@ pub struct Life {
     /// What happens after that: pause, stop or delete [default: pause]
     #[arg(long, value_name = "WHAT", value_parser = ttl_action)]
     ttl_action: Option<TtlAction>,
+    /// When to start it again after it has ended by itself, also with the host: never, on-failure (not after a power-off by
+    /// its guest) or always [default: never]
+    #[arg(long, value_name = "WHEN", value_parser = restart)]
+    restart: Option<Restart>,
 }
 
 impl Life {
@@ -185,6 +189,7 @@ impl Life {
             idle_pause_s: self.idle_pause,
             ttl_s: self.ttl,
             ttl_action: self.ttl_action,
+            restart: self.restart,
         }
     }
 }
@@ -195,6 +200,15 @@ fn ttl_action(text: &str) -> Result<TtlAction, String> {
         "stop" => Ok(TtlAction::Stop),
         "delete" => Ok(TtlAction::Delete),
         _ => Err("expected pause, stop or delete".to_owned()),
+    }
+}
+
+fn restart(text: &str) -> Result<Restart, String> {
+    match text {
+        "never" | "no" => Ok(Restart::Never),
+        "on-failure" => Ok(Restart::OnFailure),
+        "always" => Ok(Restart::Always),
+        _ => Err("expected never, on-failure or always".to_owned()),
     }
 }
 

@@ -18,6 +18,10 @@ pub struct Lifetime {
     /// What happens when its time is over; `pause` when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_action: Option<TtlAction>,
+    /// Whether it is started again when it has ended without being told to; `never` when left out. One that ends soon after
+    /// each start waits longer before the next; a start that fails is not tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Restart>,
 }
 
 impl Lifetime {
@@ -39,4 +43,18 @@ pub enum TtlAction {
     Stop,
     /// It is deleted, with its disk.
     Delete,
+}
+
+/// Which ends of a machine, not wanted by anybody, are followed by a start. A guest's own reboot always is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Restart {
+    /// None: it stays stopped.
+    #[default]
+    Never,
+    /// All but a power-off by the guest: a panic of its kernel, an end of its VMM, a reboot of the host.
+    OnFailure,
+    /// All.
+    Always,
 }

@@ -14,7 +14,7 @@ use hutch_contract::expose::{
 use hutch_contract::file::{FileInfo, FileKind};
 use hutch_contract::image::{BootstrapImage, Image, ImageSource};
 use hutch_contract::key::Scope;
-use hutch_contract::lifetime::{Lifetime, TtlAction};
+use hutch_contract::lifetime::{Lifetime, Restart, TtlAction};
 use hutch_contract::machine::{CreateMachine, Exit, Isolation, Machine, Status, Timing};
 use hutch_contract::network::{Egress, MachineNetwork, NetworkMode, NetworkPolicy};
 use hutch_contract::node::Capabilities;
@@ -76,6 +76,14 @@ fn lifetime() -> Lifetime {
         idle_pause_s: Some(600),
         ttl_s: Some(3600),
         ttl_action: Some(TtlAction::Stop),
+        restart: None,
+    }
+}
+
+fn comes_back() -> Lifetime {
+    Lifetime {
+        restart: Some(Restart::OnFailure),
+        ..Lifetime::default()
     }
 }
 
@@ -169,6 +177,13 @@ fn records_of_format_1() {
         &MachineRecord {
             lifetime: lifetime(),
             expires_at_ms: Some(1_763_782_800_000),
+            ..machine_record()
+        },
+    );
+    check(
+        "record-machine-1-restart.json",
+        &MachineRecord {
+            lifetime: comes_back(),
             ..machine_record()
         },
     );
@@ -387,6 +402,13 @@ fn ways_to_a_machine() {
         "change-machine-lifetime.json",
         &ChangeMachine {
             lifetime: Some(lifetime()),
+            ..ChangeMachine::default()
+        },
+    );
+    check(
+        "change-machine-restart.json",
+        &ChangeMachine {
+            lifetime: Some(comes_back()),
             ..ChangeMachine::default()
         },
     );

@@ -28,7 +28,7 @@ mod snapshot;
 
 use snapshot::Beginning;
 
-/// A guest that ran shorter than this before it rebooted is restarted with a growing delay.
+/// A guest that ran shorter than this before it ended by itself is started again with a growing delay.
 const SHORT_RUN: Duration = Duration::from_secs(30);
 /// Between two looks at a process that could not be proved.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -60,8 +60,10 @@ pub(crate) struct Driver {
     fresh_disk: bool,
     /// Failures of steps in a row.
     failures: u32,
-    /// Restarts in a row of a guest that reboots soon after it came to run.
-    reboots: u32,
+    /// It has ended by itself and is to run again.
+    comes_back: bool,
+    /// Starts in a row that nobody asked for, each soon after it came to run.
+    returns: u32,
     running_since: Option<Instant>,
     clock: Phases,
 }
@@ -82,7 +84,8 @@ impl Driver {
             may_be_paused: false,
             fresh_disk: false,
             failures: 0,
-            reboots: 0,
+            comes_back: false,
+            returns: 0,
             running_since: None,
             clock: Phases::default(),
         }
@@ -317,8 +320,9 @@ impl Driver {
 
     async fn boot(&mut self, record: &MachineRecord) -> Result<(), Error> {
         self.clock.begin();
-        if let Body::None(Some(Exit::Reboot)) = self.body {
-            self.pause_before_reboot().await;
+        let rebooted = matches!(self.body, Body::None(Some(Exit::Reboot)));
+        if std::mem::take(&mut self.comes_back) || rebooted {
+            self.pause_before_return().await;
         }
         let started = Instant::now();
         let mut spec = self.spec(record);
@@ -376,14 +380,14 @@ impl Driver {
         Err(error)
     }
 
-    async fn pause_before_reboot(&mut self) {
+    async fn pause_before_return(&mut self) {
         let short = self
             .running_since
             .take()
             .is_none_or(|since| since.elapsed() < SHORT_RUN);
-        self.reboots = if short { self.reboots + 1 } else { 0 };
-        if self.reboots > 1 {
-            sleep(retry_delay(self.reboots)).await;
+        self.returns = if short { self.returns + 1 } else { 0 };
+        if self.returns > 1 {
+            sleep(retry_delay(self.returns)).await;
         }
     }
 
@@ -482,7 +486,8 @@ impl Driver {
     }
 
     async fn note_stopped(&mut self, exit: Option<Exit>, generation: u64) -> Result<(), Error> {
-        self.machine
+        let noted = self
+            .machine
             .cell
             .update(|record| {
                 // A wish that came meanwhile is not fulfilled by this.
@@ -490,11 +495,11 @@ impl Driver {
                     && plan::is_up(record.wanted)
                     && record.generation == generation;
                 record.observed = Observed::Stopped;
+                if by_itself && !plan::comes_back(record, exit.as_ref()) {
+                    record.wanted = Wanted::Stopped;
+                }
                 if exit.is_some() {
                     record.exit = exit;
-                }
-                if by_itself {
-                    record.wanted = Wanted::Stopped;
                 }
                 if record.wanted == Wanted::Stopped {
                     record.served = record.generation;
@@ -502,6 +507,7 @@ impl Driver {
                 Ok(())
             })
             .await?;
+        self.comes_back = plan::is_up(noted.record.wanted);
         self.body = Body::None(None);
         Ok(())
     }

@@ -251,6 +251,7 @@ pub(crate) fn changed(
         idle_pause_s: unless_never(asked.idle_pause_s, lifetime.idle_pause_s),
         ttl_s: unless_never(asked.ttl_s, lifetime.ttl_s),
         ttl_action: asked.ttl_action.or(lifetime.ttl_action),
+        restart: asked.restart.or(lifetime.restart),
     };
     if asked.ttl_action.is_some() && changed.ttl_s.is_none() {
         let problem = "needs `ttl_s`, the time after which it is done";

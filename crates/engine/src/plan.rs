@@ -13,6 +13,7 @@
 //!                    │ failed(code, reason)     │               │ or reboots ─┴──► Boot again
 //!                    └──────────────────────────┘
 //!   wanted paused:  running ─► Pause ─► paused ─► Greet when wanted running again; what does not run yet comes to run first
+//!   ended by itself, and to come back by its policy: stopped ─► Boot again, as it is still wanted
 //!   wanted deleted, from everywhere:  Kill ─► Remove ─► the record is gone
 //!   work (a snapshot, a restore), beside the level: Snapshot where it rests as running or stopped, and on the way to paused;
 //!   Restore from everywhere but while it stops, after which it comes to its level again
@@ -22,6 +23,7 @@
 //! A machine's task asks [`next`] again after every step and every event, so a step may fail, be interrupted by a
 //! newer wish or by the end of the server at any line: what is the case is looked at again, and the plan goes on.
 
+use hutch_contract::lifetime::Restart;
 use hutch_contract::machine::{Exit, Status};
 use hutch_contract::record::{MachineRecord, Observed, Wanted, Work};
 
@@ -146,6 +148,16 @@ pub fn came_to_run(record: &MachineRecord) -> bool {
         record.observed,
         Observed::Running | Observed::Paused | Observed::Unknown { .. }
     )
+}
+
+/// Whether a machine that has ended in this way, without being told to, is started again.
+pub fn comes_back(record: &MachineRecord, exit: Option<&Exit>) -> bool {
+    let by_its_policy = match record.lifetime.restart.unwrap_or_default() {
+        Restart::Never => false,
+        Restart::OnFailure => exit != Some(&Exit::PowerOff),
+        Restart::Always => true,
+    };
+    by_its_policy && is_up(record.wanted)
 }
 
 /// Whether it is to go back to a snapshot.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use hutch_contract::expose::{Access, DEFAULT_HTTP_PORT, Expose, Port, PortKind, PortState};
-use hutch_contract::lifetime::TtlAction;
+use hutch_contract::lifetime::{Restart, TtlAction};
 use hutch_contract::machine::{Exit, Isolation, Machine};
 
 use super::{App, network};
@@ -101,7 +101,7 @@ fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
     facts
 }
 
-/// When it rests or ends by itself.
+/// When it rests, ends or comes back by itself.
 fn life(machine: &Machine) -> Option<String> {
     let life = &machine.lifetime;
     let idle = life.idle_pause_s.map(|idle| {
@@ -119,8 +119,13 @@ fn life(machine: &Machine) -> Option<String> {
             None => format!("{what} {} after it goes on", span(ttl.into())),
         }
     });
-    let both: Vec<_> = idle.into_iter().chain(end).collect();
-    (!both.is_empty()).then(|| both.join(", "))
+    let back = match life.restart.unwrap_or_default() {
+        Restart::Never => None,
+        Restart::OnFailure => Some("started again after a failure".to_owned()),
+        Restart::Always => Some("always started again".to_owned()),
+    };
+    let all: Vec<_> = [idle, end, back].into_iter().flatten().collect();
+    (!all.is_empty()).then(|| all.join(", "))
 }
 
 /// How it is reached from outside.

@@ -1,5 +1,6 @@
 //! Time passes in these tests without waiting for it.
 
+use hutch_contract::lifetime::Restart;
 use hutch_contract::record::Observed;
 
 use super::*;
@@ -159,9 +160,11 @@ fn a_change_keeps_what_it_leaves_out() {
         idle_pause_s: Some(0),
         ttl_s: Some(0),
         ttl_action: None,
+        restart: Some(Restart::Always),
     };
     let without = changed(&with_idle, &never, true).expect("it is possible");
     assert_eq!((without.idle_pause_s, without.ttl_s), (None, None));
+    assert_eq!(without.restart, Some(Restart::Always));
 }
 
 #[test]

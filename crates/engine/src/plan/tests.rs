@@ -60,6 +60,36 @@ fn a_running_machine_rests_and_is_greeted_again_when_its_agent_is_lost() {
 }
 
 #[test]
+fn what_ended_by_itself_comes_back_as_its_policy_says() {
+    let crashes = [
+        Some(Exit::Panic),
+        Some(Exit::Signal { signal: 9 }),
+        Some(Exit::Lost),
+        None,
+    ];
+    let ends = crashes.iter().chain([&Some(Exit::PowerOff)]);
+    for exit in ends {
+        let crashed = *exit != Some(Exit::PowerOff);
+        for (policy, back) in [
+            (None, false),
+            (Some(Restart::Never), false),
+            (Some(Restart::OnFailure), crashed),
+            (Some(Restart::Always), true),
+        ] {
+            let mut machine = record(Wanted::Running, Observed::Running);
+            machine.lifetime.restart = policy;
+            assert_eq!(
+                comes_back(&machine, exit.as_ref()),
+                back,
+                "{policy:?} after {exit:?}"
+            );
+            machine.wanted = Wanted::Stopped;
+            assert!(!comes_back(&machine, exit.as_ref()), "it is wanted stopped");
+        }
+    }
+}
+
+#[test]
 fn a_paused_machine_rests_and_goes_on_when_it_is_wanted_to() {
     let mut machine = record(Wanted::Paused, Observed::Running);
     machine.generation += 1;

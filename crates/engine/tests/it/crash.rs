@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use hutch_contract::id::{ImageId, MachineId, OperationId};
 use hutch_contract::image::{ImageSource, ImportFormat};
+use hutch_contract::lifetime::Restart;
 use hutch_contract::machine::{Exit, Status};
 use hutch_contract::operation::OperationState;
 use hutch_contract::record::{FORMAT, ImageInput, ImageRecord, ImageWork, OperationRecord};
@@ -15,6 +16,7 @@ use rustix::process::{Signal, kill_process};
 use tokio::runtime::Runtime;
 
 use crate::lab::{Home, LONG, Lab, body, tiny};
+use crate::life::{comes_back, starts};
 
 /// Processes of a machine that runs: shim, VMM and agent.
 const PROCESSES: usize = 3;
@@ -100,6 +102,28 @@ fn what_ends_while_no_server_is_there_is_known_to_the_next() {
         assert_eq!(b.exit, Some(Exit::Lost));
         lab.start("a").await;
         lab.wait("a", Status::Running).await.unwrap();
+        lab.engine.close().await;
+    });
+}
+
+#[test]
+fn what_ended_while_no_server_was_there_comes_back_with_the_next_where_its_policy_says_so() {
+    let mut shim = None;
+    let server = Runtime::new().unwrap();
+    let Some(lab) = server.block_on(Lab::new()) else {
+        return;
+    };
+    server.block_on(async {
+        let machine = lab.running("a").await;
+        shim = Some(lab.pid(&machine, "shim"));
+        comes_back(&lab, Restart::Always).await;
+    });
+    let home = dies(server, lab);
+    kill_process(shim.unwrap(), Signal::KILL).unwrap();
+    Runtime::new().unwrap().block_on(async {
+        let engine = reopen(&home).await;
+        let lab = Lab::of(home, engine);
+        assert_eq!(starts(&lab, "a", 2).await.exit, None);
         lab.engine.close().await;
     });
 }

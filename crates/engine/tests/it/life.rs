@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use hutch_contract::error::Kind;
+use hutch_contract::expose::ChangeMachine;
+use hutch_contract::lifetime::{Lifetime, Restart};
 use hutch_contract::machine::{Exit, Machine, Status};
 use hutch_contract::operation::OperationState;
 use hutch_engine::{Engine, Target};
@@ -31,7 +33,7 @@ async fn lab() -> Option<Lab> {
 }
 
 /// Waits for the `n`th start of a machine that keeps running.
-async fn starts(lab: &Lab, name: &str, n: u32) -> Machine {
+pub async fn starts(lab: &Lab, name: &str, n: u32) -> Machine {
     for _ in 0..600 {
         let now = lab.now(name);
         if now.starts >= n && now.status == Status::Running {
@@ -91,6 +93,40 @@ async fn a_guest_that_reboots_is_started_again_each_time() {
         assert_eq!(starts(&lab, "a", n).await.exit, None);
     }
     assert_eq!(lab.sh("a", "echo up").await.unwrap().stdout, "up\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_comes_back_by_itself_where_its_policy_says_so() {
+    let Some(lab) = lab().await else { return };
+    let machine = lab.running("a").await;
+    comes_back(&lab, Restart::OnFailure).await;
+    kill_process(lab.pid(&machine, "vmm"), Signal::ABORT).unwrap();
+    assert_eq!(starts(&lab, "a", 2).await.exit, None);
+    kill_process(lab.pid(&machine, "shim"), Signal::KILL).unwrap();
+    starts(&lab, "a", 3).await;
+    // Nothing has failed when its guest powers off,
+    guest_ends(&lab, &machine, "0").await;
+    let stopped = lab.wait("a", Status::Stopped).await.unwrap();
+    assert_eq!((stopped.starts, stopped.exit), (3, Some(Exit::PowerOff)));
+    // which matters to one that is always to run, as long as nobody stops it.
+    comes_back(&lab, Restart::Always).await;
+    lab.start("a").await;
+    starts(&lab, "a", 4).await;
+    guest_ends(&lab, &machine, "0").await;
+    starts(&lab, "a", 5).await;
+    lab.stop("a").await;
+    assert_eq!(lab.wait("a", Status::Stopped).await.unwrap().starts, 5);
+}
+
+pub async fn comes_back(lab: &Lab, when: Restart) {
+    let change = ChangeMachine {
+        lifetime: Some(Lifetime {
+            restart: Some(when),
+            ..Lifetime::default()
+        }),
+        ..ChangeMachine::default()
+    };
+    lab.engine.change(&lab.who, "a", &change).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
