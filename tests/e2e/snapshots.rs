@@ -159,7 +159,7 @@ async fn copies(lab: Lab) {
         name_prefix: Some("copy".parse().unwrap()),
         ..ForkMachine::default()
     };
-    let forked = lab.client().fork("web", &request, Some(LONG)).await;
+    let forked = lab.client().fork("web", &request, Some(LONG), None).await;
     let forked = forked.unwrap_or_else(|error| panic!("{error}\n{}", lab.log()));
     println!("stood still for {:?} µs", forked.pause_us);
     said(&lab, "web", "echo other > /file").await;

@@ -47,6 +47,9 @@ pub struct Shape {
     /// Boot from the beginning even where a warm start would do
     #[arg(long)]
     pub cold: bool,
+    /// Keep its disk as it is before the first start, as a snapshot named `initial`
+    #[arg(long)]
+    pub snapshot_initial: bool,
     /// Show how long each step of the start took
     #[arg(long)]
     pub timings: bool,
@@ -151,6 +154,7 @@ impl Shape {
             network: self.policy.request(),
             lifetime: self.life.request(),
             cold: self.cold,
+            snapshot_initial: self.snapshot_initial,
             ports: self.ways.publish.clone(),
             ssh: self.ways.ssh,
             http_port: self.ways.http_port,

@@ -49,16 +49,20 @@ pub async fn image(client: &Client, wanted: &BootstrapImage, ui: Ui) -> Result<I
     Ok(client.image(&made).await?)
 }
 
-/// Asks once more when it is not known what became of the first request.
 async fn post(
     client: &Client,
     request: &CreateMachine,
     key: &str,
 ) -> Result<Machine, client::Error> {
-    match client.create(request, Some(key), None).await {
-        Err(client::Error::Protocol { .. } | client::Error::Timeout { .. }) => {
-            client.create(request, Some(key), None).await
-        }
+    unless_unknown(async || client.create(request, Some(key), None).await).await
+}
+
+/// Asks once more when it is not known what became of the first request, which has an idempotency key.
+pub async fn unless_unknown<T>(
+    ask: impl AsyncFn() -> Result<T, client::Error>,
+) -> Result<T, client::Error> {
+    match ask().await {
+        Err(client::Error::Protocol { .. } | client::Error::Timeout { .. }) => ask().await,
         result => result,
     }
 }

@@ -66,6 +66,9 @@ pub struct CreateMachine {
     /// Boot from the beginning even where a warm start would do.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cold: bool,
+    /// Keep its disk as it is before the first start, as a snapshot named `initial`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub snapshot_initial: bool,
     /// Ports of the host that lead to ports of the machine, by TCP.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PublishPort>,

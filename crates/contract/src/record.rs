@@ -151,6 +151,9 @@ pub struct MachineRecord {
     /// Its next start goes on from the memory of this snapshot; none once it has come to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume_from: Option<SnapshotId>,
+    /// Its disk is to be kept as the snapshot `initial` before anything runs on it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_initial: bool,
 }
 
 fn is_zero(number: &u64) -> bool {

@@ -128,6 +128,7 @@ fn machine_record() -> MachineRecord {
         head: None,
         snapshots: 0,
         resume_from: None,
+        keep_initial: false,
     }
 }
 
@@ -184,6 +185,13 @@ fn records_of_format_1() {
         "record-machine-1-restart.json",
         &MachineRecord {
             lifetime: comes_back(),
+            ..machine_record()
+        },
+    );
+    check(
+        "record-machine-1-initial.json",
+        &MachineRecord {
+            keep_initial: true,
             ..machine_record()
         },
     );
@@ -340,6 +348,7 @@ fn machines() {
         network: NetworkPolicy::default(),
         lifetime: Lifetime::default(),
         cold: true,
+        snapshot_initial: false,
         ports: vec![],
         ssh: false,
         http_port: None,

@@ -24,6 +24,8 @@ use crate::rows::Current;
 use crate::{Error, deadline, network, prepare};
 
 mod greet;
+mod initial;
+mod note;
 mod snapshot;
 
 use snapshot::Beginning;
@@ -246,6 +248,7 @@ impl Driver {
         match step {
             Step::Rest => Ok(()),
             Step::Prepare => self.prepare(&current.record).await,
+            Step::KeepInitial => self.keep_initial(&current.record).await,
             Step::Boot => self.boot(&current.record).await,
             Step::Greet => self.greet(&current.record).await,
             Step::Pause => self.pause().await,
@@ -274,8 +277,9 @@ impl Driver {
                 Root::Layer | Root::Elsewhere => None,
             };
             let (dir, made_for) = (self.dir.clone(), record.clone());
+            let shared = self.shared.clone();
             self.file_work("prepare", move || {
-                prepare::prepare(&dir, disk.as_deref(), &made_for)
+                shared.with_room(|| prepare::prepare(&dir, disk.as_deref(), &made_for))
             })
             .await?;
         }
@@ -302,11 +306,11 @@ impl Driver {
 
     /// Works on the machine's files. What was begun goes on when the future is dropped; the next such work and the end
     /// of the engine wait for it.
-    async fn file_work(
+    async fn file_work<T: Send + 'static>(
         &self,
         what: &'static str,
-        work: impl FnOnce() -> Result<(), Error> + Send + 'static,
-    ) -> Result<(), Error> {
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let held = (
             self.files_busy.clone().lock_owned().await,
             self.shared.tasks.token(),
@@ -485,64 +489,6 @@ impl Driver {
         Ok(())
     }
 
-    async fn note_stopped(&mut self, exit: Option<Exit>, generation: u64) -> Result<(), Error> {
-        let noted = self
-            .machine
-            .cell
-            .update(|record| {
-                // A wish that came meanwhile is not fulfilled by this.
-                let by_itself = plan::came_to_run(record)
-                    && plan::is_up(record.wanted)
-                    && record.generation == generation;
-                record.observed = Observed::Stopped;
-                if by_itself && !plan::comes_back(record, exit.as_ref()) {
-                    record.wanted = Wanted::Stopped;
-                }
-                if exit.is_some() {
-                    record.exit = exit;
-                }
-                if record.wanted == Wanted::Stopped {
-                    record.served = record.generation;
-                }
-                Ok(())
-            })
-            .await?;
-        self.comes_back = plan::is_up(noted.record.wanted);
-        self.body = Body::None(None);
-        Ok(())
-    }
-
-    async fn note_restarting(&mut self) -> Result<(), Error> {
-        self.machine
-            .cell
-            .update(|record| {
-                record.observed = Observed::Stopped;
-                record.restart = false;
-                Ok(())
-            })
-            .await?;
-        self.body = Body::None(None);
-        Ok(())
-    }
-
-    async fn note_unknown(&mut self) -> Result<(), Error> {
-        let Body::Unproved(reason) = &self.body else {
-            return Ok(());
-        };
-        warn!(machine = %self.machine.cell.id, reason, "cannot prove whose process it is");
-        let observed = Observed::Unknown {
-            reason: reason.clone(),
-        };
-        self.machine
-            .cell
-            .update(|record| {
-                record.observed = observed;
-                Ok(())
-            })
-            .await?;
-        Ok(())
-    }
-
     async fn remove(&mut self, record: &MachineRecord) -> Result<(), Error> {
         self.give_up(record, &snapshot::why_not(record)).await?;
         self.shared.drop_snapshots_of(&record.id).await?;
@@ -571,8 +517,11 @@ impl Driver {
 
     /// Lets go of the snapshot that the machine began as a copy of.
     async fn release_origin(&self, record: &MachineRecord) {
-        if let Some(origin) = &record.origin {
-            self.shared.release_snapshot(origin).await;
+        if let Some(origin) = record.origin.clone() {
+            let shared = self.shared.clone();
+            // In a task of its own: a step that is dropped between its row and its files would leave these.
+            let released = async move { shared.release_snapshot(&origin).await };
+            drop(self.shared.tasks.spawn(released).await);
         }
     }
 
@@ -585,7 +534,7 @@ impl Driver {
         records: &mut watch::Receiver<Option<Current>>,
     ) {
         let id = &self.machine.cell.id;
-        let starting = matches!(step, Step::Prepare | Step::Boot)
+        let starting = matches!(step, Step::Prepare | Step::KeepInitial | Step::Boot)
             || (*step == Step::Greet && !plan::came_to_run(&current.record));
         if starting {
             warn!(machine = %id, ?step, error = %error.chain(), "the start failed");

@@ -8,7 +8,7 @@ use hutch_contract::snapshot::{CreateSnapshot, ForkMachine, MAX_FORK};
 
 use crate::access::{self, Access};
 use crate::admission::Size;
-use crate::machines::{Base, NAME_ATTEMPTS};
+use crate::machines::{Base, Idempotency, NAME_ATTEMPTS};
 use crate::{Engine, Error, Principal, deadline, names};
 
 /// What became of a fork.
@@ -18,11 +18,14 @@ pub struct Fork {
     pub pause_us: Option<u64>,
     /// The copies, or why there is none.
     pub copies: Vec<Result<Machine, Error>>,
+    /// All of them were made by an earlier request with this idempotency key.
+    pub replayed: bool,
 }
 
 impl Engine {
     /// Makes copies of a machine, as it is now or was at one of its snapshots. Returns once each is as durable as after
-    /// [`Engine::create`], or refused. Goes on when the future is dropped.
+    /// [`Engine::create`], or refused. Goes on when the future is dropped. Copies that an earlier request with the same
+    /// idempotency key made are not made again; those that it did not come to are, of the machine as it is now.
     ///
     /// # Errors
     /// What is wrong with the request; why there can be no snapshot. What keeps a single copy from being made is told in
@@ -32,10 +35,14 @@ impl Engine {
         who: &Principal,
         reference: &str,
         request: ForkMachine,
+        idempotency_key: Option<&str>,
     ) -> Result<Fork, Error> {
         let (engine, who, reference) = (self.clone(), who.clone(), reference.to_owned());
+        let key = idempotency_key.map(str::to_owned);
         self.unbroken("fork a machine", async move {
-            engine.fork_now(&who, &reference, request).await
+            engine
+                .fork_now(&who, &reference, request, key.as_deref())
+                .await
         })
         .await
     }
@@ -45,10 +52,29 @@ impl Engine {
         who: &Principal,
         reference: &str,
         request: ForkMachine,
+        key: Option<&str>,
     ) -> Result<Fork, Error> {
         access::check(who, Access::Write)?;
         let names = names_of(&request)?;
         let machine = self.find_machine(who, reference)?;
+        let idempotencies = match key {
+            Some(key) => {
+                let asked = (&machine.cell.id, &request);
+                Idempotency::each(who, key, &asked, names.len())?
+            }
+            None => Vec::new(),
+        };
+        let mut made = Vec::new();
+        for idempotency in &idempotencies {
+            made.push(self.replay(idempotency).await?);
+        }
+        if !made.is_empty() && made.iter().all(Option::is_some) {
+            return Ok(Fork {
+                pause_us: None,
+                copies: made.into_iter().flatten().map(Ok).collect(),
+                replayed: true,
+            });
+        }
         let (snapshot, fresh) = match &request.snapshot {
             Some(named) => (
                 self.find_snapshot(who, Some(&machine.cell.id), named)?.id,
@@ -96,12 +122,18 @@ impl Engine {
             ..CreateMachine::default()
         };
         let mut copies = Vec::new();
-        for name in names {
-            copies.push(self.copy(who, &found, &like, name, request.memory).await);
+        for (number, name) in names.into_iter().enumerate() {
+            let idempotency = idempotencies.get(number);
+            let copy = self.copy(who, &found, &like, name, request.memory, idempotency);
+            copies.push(match made.get_mut(number).and_then(Option::take) {
+                Some(copy) => Ok(copy),
+                None => copy.await,
+            });
         }
         Ok(Fork {
             pause_us: found.pause_us.filter(|_| fresh),
             copies,
+            replayed: false,
         })
     }
 
@@ -112,6 +144,7 @@ impl Engine {
         like: &CreateMachine,
         name: Option<Name>,
         memory: bool,
+        idempotency: Option<&Idempotency>,
     ) -> Result<Machine, Error> {
         let runtime = self.shared.runtime(&from.runtime)?;
         let origin: SnapshotId = from.id.clone();
@@ -132,9 +165,18 @@ impl Engine {
         };
         for _ in 0..NAME_ATTEMPTS {
             let chosen = name.clone().unwrap_or_else(names::generate);
-            let admitted = self.admit(who, like, chosen, base.clone(), size, &runtime, None);
+            let base = base.clone();
+            let admitted = self.admit(who, like, chosen, base, size, &runtime, idempotency);
             match admitted.await {
                 Err(Error::NameTaken { .. }) if name.is_none() => {}
+                Err(error @ Error::NameTaken { .. }) => {
+                    // It may be taken by the same request, sent twice at once.
+                    let replayed = match idempotency {
+                        Some(idempotency) => self.replay(idempotency).await?,
+                        None => None,
+                    };
+                    return replayed.ok_or(error);
+                }
                 admitted => return Ok(admitted?.machine),
             }
         }

@@ -12,6 +12,7 @@ use hutch_contract::page::{MAX_LIMIT, Page};
 use hutch_contract::record::{FORMAT, ImageRecord, MachineRecord, Observed, Wanted};
 use hutch_runtime::Runtime;
 use hutch_store::{Check, Write};
+use serde::Serialize;
 
 use crate::access::{self, Access};
 use crate::admission::{self, Host, Size};
@@ -166,6 +167,9 @@ impl Engine {
         }
         let pauses = runtime.capabilities().pause;
         request.lifetime = lifetime::changed(&Lifetime::default(), &request.lifetime, pauses)?;
+        if request.snapshot_initial {
+            self.can_snapshot(runtime.name(), false).await?;
+        }
         network::check(&request.network)?;
         self.shared.must_hold(&request.network, runtime.name())?;
         for _ in 0..NAME_ATTEMPTS {
@@ -261,6 +265,7 @@ impl Engine {
             head: base.head,
             snapshots: 0,
             resume_from: base.resume_from,
+            keep_initial: request.snapshot_initial,
         };
         let key = rows::machine(&id);
         let name_key = rows::machine_name(&who.owner, &name);
@@ -360,7 +365,8 @@ impl Engine {
         })
     }
 
-    async fn replay(&self, idempotency: &Idempotency) -> Result<Option<Machine>, Error> {
+    /// What an earlier request with this key made.
+    pub(crate) async fn replay(&self, idempotency: &Idempotency) -> Result<Option<Machine>, Error> {
         let Some(row) = self
             .shared
             .store
@@ -578,7 +584,7 @@ pub(crate) struct Idempotency {
 }
 
 impl Idempotency {
-    fn new(who: &Principal, key: &str, request: &CreateMachine) -> Result<Idempotency, Error> {
+    fn new(who: &Principal, key: &str, request: &impl Serialize) -> Result<Idempotency, Error> {
         if key.is_empty() || key.len() > MAX_IDEMPOTENCY_KEY {
             return Err(Error::invalid(
                 "Idempotency-Key",
@@ -590,5 +596,25 @@ impl Idempotency {
             row: rows::idempotency(&who.owner, &keys::sha256_hex(key.as_bytes())),
             request_sha256: keys::sha256_hex(&body),
         })
+    }
+
+    /// One for each of the machines that a single request makes.
+    pub fn each(
+        who: &Principal,
+        key: &str,
+        request: &impl Serialize,
+        count: usize,
+    ) -> Result<Vec<Idempotency>, Error> {
+        let Idempotency { request_sha256, .. } = Idempotency::new(who, key, request)?;
+        // No key of anybody's has a NUL in it.
+        let row = |number| {
+            let key = format!("{key}\0{number}");
+            rows::idempotency(&who.owner, &keys::sha256_hex(key.as_bytes()))
+        };
+        let one = |number| Idempotency {
+            row: row(number),
+            request_sha256: request_sha256.clone(),
+        };
+        Ok((0..count).map(one).collect())
     }
 }

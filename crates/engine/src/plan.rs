@@ -15,6 +15,7 @@
 //!   wanted paused:  running ─► Pause ─► paused ─► Greet when wanted running again; what does not run yet comes to run first
 //!   ended by itself, and to come back by its policy: stopped ─► Boot again, as it is still wanted
 //!   wanted deleted, from everywhere:  Kill ─► Remove ─► the record is gone
+//!   asked for at creation: KeepInitial between Prepare and the first Boot
 //!   work (a snapshot, a restore), beside the level: Snapshot where it rests as running or stopped, and on the way to paused;
 //!   Restore from everywhere but while it stops, after which it comes to its level again
 //!   unknown: a process may be there and cannot be proved to be ours: nothing is done until it can
@@ -56,6 +57,8 @@ pub enum Step {
     Rest,
     /// Make the directory and clone the disk.
     Prepare,
+    /// Keep the disk as a snapshot, before anything has run on it.
+    KeepInitial,
     /// Start the VMM.
     Boot,
     /// Let it execute where it was paused, reach the agent, give it its identity, and record that the machine runs.
@@ -137,7 +140,12 @@ pub fn next(record: &MachineRecord, facts: &Facts) -> Step {
             Some(exit) => Step::NoteStopped(Some(exit.clone())),
             None => Step::NoteStopped(Some(Exit::Lost)),
         },
-        (Life::None(_), Wanted::Running | Wanted::Paused) if facts.files => Step::Boot,
+        (Life::None(_), Wanted::Running | Wanted::Paused) if facts.files => {
+            match record.keep_initial {
+                true => Step::KeepInitial,
+                false => Step::Boot,
+            }
+        }
         (Life::None(_), Wanted::Running | Wanted::Paused) => Step::Prepare,
     }
 }
@@ -173,7 +181,9 @@ pub fn is_up(wanted: Wanted) -> bool {
 /// Whether a newer wish makes going on with `step` pointless. Only steps that wait for a guest are asked.
 pub fn superseded(step: &Step, record: &MachineRecord) -> bool {
     match step {
-        Step::Boot | Step::Greet | Step::Prepare => !is_up(record.wanted) || record.restart,
+        Step::Boot | Step::Greet | Step::Prepare | Step::KeepInitial => {
+            !is_up(record.wanted) || record.restart
+        }
         Step::ShutDown | Step::Snapshot | Step::Restore => record.wanted == Wanted::Deleted,
         _ => false,
     }

@@ -340,6 +340,7 @@ pub(crate) mod tests {
             head: None,
             snapshots: 0,
             resume_from: None,
+            keep_initial: false,
         }
     }
 }

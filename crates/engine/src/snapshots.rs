@@ -158,32 +158,10 @@ impl Engine {
         let (operation, operation_write) =
             shared.new_operation(who, "snapshot", id.to_string(), None)?;
         let record = SnapshotRecord {
-            format: FORMAT,
-            id: id.clone(),
-            owner: seen.owner.clone(),
-            name: name.clone(),
-            state: SnapshotState::Creating,
-            machine: seen.id.clone(),
-            machine_name: seen.name.clone(),
-            image: seen.image.clone(),
-            image_name: seen.image_name.clone(),
-            parent: seen.head.clone(),
-            sequence: seen.snapshots + 1,
             passing,
             memory: request.memory,
-            frozen: false,
-            runtime: seen.runtime.clone(),
-            kernel: seen.kernel.clone(),
-            vcpu: seen.vcpu,
-            memory_mib: seen.memory_mib,
-            disk_gib: seen.disk_gib,
-            fit: None,
-            files: Vec::new(),
-            manifest_sha256: String::new(),
-            pause_us: None,
-            created_at_ms: shared.now_ms(),
-            timings: Vec::new(),
             operation: Some(operation.id.clone()),
+            ..of(&seen, id.clone(), name.clone(), shared.now_ms())
         };
         let name_key = rows::snapshot_name(&seen.owner, &seen.id, &name);
         let rows = (
@@ -414,7 +392,8 @@ impl Engine {
         self.make(who, id, name, source, input, nothing).await
     }
 
-    async fn can_snapshot(&self, runtime: &str, memory: bool) -> Result<(), Error> {
+    /// Refuses a runtime whose machines cannot be snapshotted.
+    pub(crate) async fn can_snapshot(&self, runtime: &str, memory: bool) -> Result<(), Error> {
         let disks =
             |runtime: &dyn Runtime| runtime.root() == Root::Disk && runtime.capabilities().pause;
         let memories =
@@ -506,6 +485,43 @@ pub(crate) async fn must_fit(runtime: &dyn Runtime, record: &SnapshotRecord) -> 
             reason,
         })
     })
+}
+
+/// A snapshot of a machine's disk that is about to be taken.
+pub(crate) fn of(
+    machine: &MachineRecord,
+    id: SnapshotId,
+    name: Name,
+    now_ms: u64,
+) -> SnapshotRecord {
+    SnapshotRecord {
+        format: FORMAT,
+        id,
+        owner: machine.owner.clone(),
+        name,
+        state: SnapshotState::Creating,
+        machine: machine.id.clone(),
+        machine_name: machine.name.clone(),
+        image: machine.image.clone(),
+        image_name: machine.image_name.clone(),
+        parent: machine.head.clone(),
+        sequence: machine.snapshots + 1,
+        passing: false,
+        memory: false,
+        frozen: false,
+        runtime: machine.runtime.clone(),
+        kernel: machine.kernel.clone(),
+        vcpu: machine.vcpu,
+        memory_mib: machine.memory_mib,
+        disk_gib: machine.disk_gib,
+        fit: None,
+        files: Vec::new(),
+        manifest_sha256: String::new(),
+        pause_us: None,
+        created_at_ms: now_ms,
+        timings: Vec::new(),
+        operation: None,
+    }
 }
 
 fn can_begin(record: &MachineRecord, verb: &'static str) -> Result<(), Error> {

@@ -268,7 +268,13 @@ pub(crate) async fn adopt(
     loop {
         let looked_at = dir.clone();
         let seen = tokio::task::spawn_blocking(move || look(&looked_at, judge));
-        let (reason, within) = match seen.await.expect("looking at a machine does not panic")? {
+        let seen = match seen.await {
+            Ok(seen) => seen?,
+            // Only the end of the runtime cancels it, and with it whoever waits here.
+            Err(error) if error.is_cancelled() => std::future::pending().await,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        let (reason, within) = match seen {
             Seen::Absent => return Ok(Adopted::Absent),
             Seen::Exited(report) => return Ok(Adopted::Exited(report)),
             Seen::Running { record, shim, vmm } => {

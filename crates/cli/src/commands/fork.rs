@@ -9,6 +9,7 @@ use hutch_contract::snapshot::{Copied, ForkMachine, MAX_FORK};
 
 use super::App;
 use super::snapshot::stood_still;
+use crate::creating::{idempotency_key, unless_unknown};
 use crate::error::Error;
 use crate::waiting;
 
@@ -51,7 +52,10 @@ pub async fn run(args: Args, app: &App) -> Result<ExitCode, Error> {
         names: args.name,
         name_prefix: args.prefix,
     };
-    let forked = client.fork(&args.machine, &request, None).await?;
+    let key = idempotency_key();
+    let forked =
+        unless_unknown(async || client.fork(&args.machine, &request, None, Some(&key)).await)
+            .await?;
     if let Some(us) = forked.pause_us {
         app.ui
             .say(format!("The machine stood still for {}.", stood_still(us)));

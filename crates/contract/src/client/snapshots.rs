@@ -84,15 +84,20 @@ impl Client {
         self.json(request, wait.unwrap_or(NO_WAIT)).await
     }
 
-    /// `POST /v1/machines/{id}/fork`. With `wait` it answers when each copy runs, or does not.
+    /// `POST /v1/machines/{id}/fork`. With `wait` it answers when each copy runs, or does not. With the same
+    /// `idempotency_key` no copy is made twice.
     pub async fn fork(
         &self,
         reference: &str,
         fork: &ForkMachine,
         wait: Option<Duration>,
+        idempotency_key: Option<&str>,
     ) -> Result<Forked, Error> {
         let request = self.of(Method::POST, reference, &["fork"])?;
-        let request = waiting(request.json(fork), "true", wait);
+        let mut request = waiting(request.json(fork), "true", wait);
+        if let Some(key) = idempotency_key {
+            request = request.header("idempotency-key", key);
+        }
         self.json(request, wait.unwrap_or(NO_WAIT) + FORK_TIME)
             .await
     }

@@ -431,7 +431,7 @@ async fn finish(
     }
 }
 
-async fn erase_both(stage: &std::path::Path, target: &std::path::Path) {
+pub(super) async fn erase_both(stage: &std::path::Path, target: &std::path::Path) {
     let both = [stage.to_owned(), target.to_owned()];
     let erased = blocking("erase a broken snapshot", move || {
         both.iter().try_for_each(|dir| erase_dir(dir))

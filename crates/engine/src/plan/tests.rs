@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use hutch_contract::id::{OperationId, SnapshotId};
+use hutch_contract::lifetime::Lifetime;
 
 use super::*;
 use crate::rows::tests::machine_record;
@@ -300,11 +301,23 @@ fn any_record() -> impl Strategy<Value = MachineRecord> {
         Just(()).prop_map(|()| snapshot()),
         Just(()).prop_map(|()| restore()),
     ];
-    let all = (wanted, observed, any::<bool>(), 0..2u64, work);
-    all.prop_map(|(wanted, observed, restart, ahead, work)| {
+    let policy = prop_oneof![
+        Just(None),
+        Just(Some(Restart::OnFailure)),
+        Just(Some(Restart::Always))
+    ];
+    let flags = (any::<bool>(), any::<bool>(), policy);
+    let all = (wanted, observed, flags, 0..2u64, work);
+    all.prop_map(|(wanted, observed, flags, ahead, work)| {
+        let (restart, keep_initial, policy) = flags;
         let base = record(wanted, observed);
         MachineRecord {
             work,
+            keep_initial,
+            lifetime: Lifetime {
+                restart: policy,
+                ..Lifetime::default()
+            },
             restart: restart && is_up(wanted),
             generation: base.served + ahead,
             ..base
@@ -321,6 +334,7 @@ fn perform(
     match step {
         Step::Rest => {}
         Step::Prepare => facts.files = true,
+        Step::KeepInitial => record.keep_initial = false,
         Step::Boot => facts.life = Life::Alive,
         Step::Greet => {
             facts.greeted = true;
@@ -348,10 +362,12 @@ fn perform(
             facts.life = Life::None(Some(Exit::Killed));
             facts.greeted = false;
         }
-        Step::NoteStopped(_) => {
+        Step::NoteStopped(exit) => {
+            if !comes_back(&record, exit.as_ref()) {
+                record.wanted = Wanted::Stopped;
+                record.served = record.generation;
+            }
             record.observed = Observed::Stopped;
-            record.wanted = Wanted::Stopped;
-            record.served = record.generation;
             facts.life = Life::None(None);
         }
         Step::NoteRestarting => {
@@ -410,7 +426,7 @@ proptest! {
     #[test]
     fn effects_fit_the_process(record in any_record(), facts in any_facts()) {
         match next(&record, &facts) {
-            Step::Remove | Step::Boot | Step::Prepare => prop_assert!(matches!(facts.life, Life::None(_))),
+            Step::Remove | Step::Boot | Step::Prepare | Step::KeepInitial => prop_assert!(matches!(facts.life, Life::None(_))),
             Step::Kill | Step::ShutDown | Step::Greet | Step::Pause => prop_assert_eq!(facts.life, Life::Alive),
             _ => {}
         }

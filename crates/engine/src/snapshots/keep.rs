@@ -78,7 +78,7 @@ impl Shared {
     }
 
     /// Looks whether a copy of the disk fits beside the reserve. Where the file system shares blocks it takes nothing.
-    pub(super) fn room_for_disk(&self, disk: &std::path::Path) -> Result<(), Error> {
+    pub(crate) fn room_for_disk(&self, disk: &std::path::Path) -> Result<(), Error> {
         let data_dir = &self.config.data_dir;
         let takes = match hutch_disk::reflink_supported(&spool_dir(data_dir)) {
             true => 0,

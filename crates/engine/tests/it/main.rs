@@ -4,7 +4,9 @@
 
 mod crash;
 mod dial;
+mod forks;
 mod images;
+mod initial;
 mod inside;
 mod lab;
 mod life;

@@ -23,7 +23,7 @@ impl Lab {
         self.engine.take_snapshot(&self.who, name, request).await
     }
 
-    async fn snapshot(&self, name: &str) -> Snapshot {
+    pub async fn snapshot(&self, name: &str) -> Snapshot {
         let begun = self.begin(name, false).await.unwrap();
         self.ready(&begun).await
     }
@@ -45,18 +45,22 @@ impl Lab {
         self.engine.restore(&self.who, name, request).await
     }
 
-    async fn restore(&self, name: &str, snapshot: &str) -> Result<Machine, Error> {
+    pub async fn restore(&self, name: &str, snapshot: &str) -> Result<Machine, Error> {
         let begun = self.begin_restore(name, snapshot).await?;
         self.engine.restored(&self.who, &begun, LONG).await
     }
 
-    async fn fork(&self, name: &str, request: ForkMachine) -> Vec<Machine> {
-        let forked = self.engine.fork(&self.who, name, request).await.unwrap();
+    pub async fn fork(&self, name: &str, request: ForkMachine) -> Vec<Machine> {
+        let forked = self
+            .engine
+            .fork(&self.who, name, request, None)
+            .await
+            .unwrap();
         let copies = forked.copies.into_iter();
         copies.map(|copy| copy.unwrap()).collect()
     }
 
-    fn disk(&self, machine: &Machine) -> PathBuf {
+    pub fn disk(&self, machine: &Machine) -> PathBuf {
         self.dir(machine).join("disk.raw")
     }
 
@@ -67,7 +71,7 @@ impl Lab {
             .join(snapshot.id.as_str())
     }
 
-    fn all(&self, machine: Option<&str>) -> Vec<Snapshot> {
+    pub fn all(&self, machine: Option<&str>) -> Vec<Snapshot> {
         let list = ListSnapshots {
             machine: machine.map(str::to_owned),
             cursor: None,
@@ -95,12 +99,12 @@ impl Lab {
     }
 }
 
-fn write(disk: &Path, text: &str) {
+pub fn write(disk: &Path, text: &str) {
     let file = std::fs::OpenOptions::new().write(true).open(disk).unwrap();
     file.write_all_at(text.as_bytes(), AT).unwrap();
 }
 
-fn read(disk: &Path, length: usize) -> String {
+pub fn read(disk: &Path, length: usize) -> String {
     let mut text = vec![0; length];
     let file = std::fs::File::open(disk).unwrap();
     file.read_exact_at(&mut text, AT).unwrap();
@@ -210,7 +214,11 @@ async fn every_changed_byte_is_found_before_anything_is_replaced() {
         snapshot: Some("s1".into()),
         ..ForkMachine::default()
     };
-    let refused = lab.engine.fork(&lab.who, "a", fork).await.unwrap_err();
+    let refused = lab
+        .engine
+        .fork(&lab.who, "a", fork, None)
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), "snapshot_broken");
     std::fs::rename(dir.join("elsewhere"), dir.join("disk.raw")).unwrap();
     assert_eq!(lab.pid(&machine, "vmm"), vmm, "the machine did not notice");
@@ -275,7 +283,11 @@ async fn copies_have_their_own_disks_and_outlive_what_they_come_from() {
         names: vec!["copy-2".parse().unwrap(), "new".parse().unwrap()],
         ..ForkMachine::default()
     };
-    let forked = lab.engine.fork(&lab.who, "copy-1", named).await.unwrap();
+    let forked = lab
+        .engine
+        .fork(&lab.who, "copy-1", named, None)
+        .await
+        .unwrap();
     let [taken, new] = &forked.copies[..] else {
         panic!("{forked:?}")
     };
@@ -324,7 +336,11 @@ async fn what_makes_no_sense_is_refused() {
             names: vec!["x".parse().unwrap(); names],
             ..ForkMachine::default()
         };
-        let refused = lab.engine.fork(&lab.who, "a", request).await.unwrap_err();
+        let refused = lab
+            .engine
+            .fork(&lab.who, "a", request, None)
+            .await
+            .unwrap_err();
         assert_eq!(refused.code(), "invalid", "{count:?}");
     }
     let two = futures::future::join(lab.begin("a", false), lab.begin("a", false)).await;
@@ -384,7 +400,10 @@ async fn a_full_disk_is_told_before_anything_begins() {
     );
     let restore = lab.begin_restore("a", "s1").await.unwrap_err();
     assert_eq!(restore.kind().http_status(), 507);
-    let fork = lab.engine.fork(&lab.who, "a", ForkMachine::default()).await;
+    let fork = lab
+        .engine
+        .fork(&lab.who, "a", ForkMachine::default(), None)
+        .await;
     assert_eq!(fork.unwrap_err().kind().http_status(), 507);
     assert_eq!(lab.now("a").id, machine.id);
     assert_eq!(lab.sh("a", "echo on").await.unwrap().stdout, "on\n");
@@ -484,7 +503,7 @@ fn a_crash_at_any_moment_of_a_fork_leaves_copies_that_run_and_no_snapshot() {
                         count: Some(3),
                         ..ForkMachine::default()
                     };
-                    drop(engine.fork(&who, "a", request).await);
+                    drop(engine.fork(&who, "a", request, None).await);
                 });
                 tokio::time::sleep(Duration::from_millis(ms)).await;
             },

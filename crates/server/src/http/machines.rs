@@ -18,6 +18,8 @@ use super::extract::{Caller, Json, Path, Query};
 use super::{App, Failure, wait_time};
 
 const MAX_IDEMPOTENCY_KEY: usize = 255;
+/// Told of an answer to a request that had been answered before.
+pub(super) const REPLAYED: &str = "idempotency-replayed";
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -95,7 +97,7 @@ async fn create(
     if replayed {
         response
             .headers_mut()
-            .insert("idempotency-replayed", HeaderValue::from_static("true"));
+            .insert(REPLAYED, HeaderValue::from_static("true"));
     }
     Ok(response)
 }
@@ -109,7 +111,8 @@ fn gone() -> Failure {
     )
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Failure> {
+/// The key that makes a request safe to send again.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Failure> {
     let mut keys = headers.get_all("idempotency-key").iter();
     let Some(key) = keys.next() else {
         return Ok(None);

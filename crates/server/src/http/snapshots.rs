@@ -1,7 +1,7 @@
 //! `/v1/snapshots`, and what of a machine is about them: taking, restoring, forking.
 
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hutch_contract::image::Accepted;
 use hutch_contract::machine::{Machine, Status};
@@ -16,6 +16,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::extract::{Caller, Json, Path, Query};
+use super::machines::{REPLAYED, idempotency_key};
 use super::{App, Failure, wait_time};
 
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -201,18 +202,24 @@ async fn restore(
 /// before anything of yours runs in it, its own disk, and no ports of the host. Answers once it is certain which copies
 /// will be made; with `wait` when each runs, or does not.
 #[utoipa::path(post, path = "/v1/machines/{id}/fork", tag = "snapshots", request_body = ForkMachine,
-    params(("id" = String, Path, description = "Id or name."), WaitQuery),
-    responses((status = 200, description = "What became of each copy.", body = Forked)))]
+    params(("id" = String, Path, description = "Id or name."), WaitQuery,
+        ("idempotency-key" = Option<String>, Header, description = "With the same key no copy is made twice.")),
+    responses((status = 200, description = "What became of each copy.", body = Forked, headers(
+        ("idempotency-replayed" = Option<bool>, description = "All were made by an earlier request with this key."),
+    ))))]
 async fn fork(
     State(app): State<App>,
     Caller(who): Caller,
     Path(id): Path<String>,
     Query(query): Query<WaitQuery>,
+    headers: HeaderMap,
     Json(request): Json<ForkMachine>,
-) -> Result<axum::Json<Forked>, Failure> {
+) -> Result<Response, Failure> {
     let timeout = wait_time(query.timeout_ms)?;
     let (engine, caller) = (app.engine.clone(), who.clone());
-    let forking = app.to_its_end(async move { engine.fork(&caller, &id, request).await });
+    let key = idempotency_key(&headers)?;
+    let forking =
+        app.to_its_end(async move { engine.fork(&caller, &id, request, key.as_deref()).await });
     let forked = forking.await?;
     let copies = forked.copies.into_iter().map(async |copy| {
         let machine = match copy {
@@ -234,8 +241,15 @@ async fn fork(
             },
         }
     });
-    Ok(axum::Json(Forked {
+    let answer = Forked {
         pause_us: forked.pause_us,
         copies: futures::future::join_all(copies).await,
-    }))
+    };
+    let mut response = axum::Json(answer).into_response();
+    if forked.replayed {
+        response
+            .headers_mut()
+            .insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+    Ok(response)
 }
