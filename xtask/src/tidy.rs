@@ -1,5 +1,6 @@
 //! House rules that no other program checks: sizes, first lines, names, paths of somebody's machine.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,8 @@ const BANNED_FILES: [&str; 6] = [
 ];
 /// Where our own sources are.
 const PLACES: [&str; 4] = ["crates", "xtask", "tests", "docs"];
+/// The page whose every row names the tests that hold it.
+const PROMISES: &str = "docs/what-survives.md";
 /// Shortest text after a mark that something is missing.
 const MIN_MARK: usize = 20;
 
@@ -56,6 +59,7 @@ fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result {
 /// Every rule that is broken, one line each.
 pub fn check() -> Result<Vec<String>> {
     let mut broken = Vec::new();
+    let (mut named, mut tests) = (Vec::new(), HashSet::new());
     for path in sources()? {
         let bytes = fs::read(crate::root().join(&path))?;
         // Test data may be anything.
@@ -65,8 +69,30 @@ pub fn check() -> Result<Vec<String>> {
         for problem in problems(&path, &text) {
             broken.push(format!("{}{problem}", path.display()));
         }
+        if path == Path::new(PROMISES) {
+            named = tests_named(&text);
+        } else if path.extension().is_some_and(|is| is == "rs") {
+            tests.extend(functions(&text));
+        }
     }
+    let missing = named.iter().filter(|name| !tests.contains(*name));
+    broken.extend(missing.map(|name| format!("{PROMISES}: there is no test {name}")));
     Ok(broken)
+}
+
+/// The tests that a page of promises names, as code.
+fn tests_named(text: &str) -> Vec<String> {
+    let code = text.split('`').skip(1).step_by(2);
+    let is_name = |word: &&str| {
+        word.contains('_') && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    code.filter(is_name).map(str::to_owned).collect()
+}
+
+/// The functions that a source defines.
+fn functions(text: &str) -> impl Iterator<Item = String> {
+    let after = text.split("fn ").skip(1);
+    after.filter_map(|rest| rest.split_once('(').map(|(name, _)| name.to_owned()))
 }
 
 fn problems(path: &Path, text: &str) -> Vec<String> {
@@ -189,6 +215,14 @@ mod tests {
             "// {mark}: the size of a btrfs pool is not counted here"
         )));
         assert!(!unexplained("let todo = 1;"));
+    }
+
+    #[test]
+    fn promises_name_tests_that_exist() {
+        let page = "| `a_thing_survives`, `--restart` | and `b_c` |";
+        assert_eq!(tests_named(page), ["a_thing_survives", "b_c"]);
+        let source = "async fn a_thing_survives() {}\nfn b_c(x: u8) {}";
+        assert_eq!(functions(source).collect::<Vec<_>>(), tests_named(page));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! touched.
 
 use std::cell::OnceCell;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hutch_contract::id::{ImageId, MachineId, OperationId};
@@ -12,11 +13,12 @@ use hutch_contract::operation::OperationState;
 use hutch_contract::record::{FORMAT, ImageInput, ImageRecord, ImageWork, OperationRecord};
 use hutch_engine::{Engine, Error};
 use hutch_store::{Key, SqliteStore, Store, Write};
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::runtime::Runtime;
 
 use crate::lab::{Home, LONG, Lab, body, tiny};
 use crate::life::{comes_back, starts};
+use crate::snapshots::{read, write};
 
 /// Processes of a machine that runs: shim, VMM and agent.
 const PROCESSES: usize = 3;
@@ -116,7 +118,7 @@ fn what_ended_while_no_server_was_there_comes_back_with_the_next_where_its_polic
     server.block_on(async {
         let machine = lab.running("a").await;
         shim = Some(lab.pid(&machine, "shim"));
-        comes_back(&lab, Restart::Always).await;
+        comes_back(&lab, "a", Restart::Always).await;
     });
     let home = dies(server, lab);
     kill_process(shim.unwrap(), Signal::KILL).unwrap();
@@ -126,6 +128,58 @@ fn what_ended_while_no_server_was_there_comes_back_with_the_next_where_its_polic
         assert_eq!(starts(&lab, "a", 2).await.exit, None);
         lab.engine.close().await;
     });
+}
+
+#[test]
+fn after_a_reboot_of_the_host_disks_and_snapshots_are_there_and_memory_is_not() {
+    let server = Runtime::new().unwrap();
+    let Some(lab) = server.block_on(Lab::new()) else {
+        return;
+    };
+    server.block_on(async {
+        for name in ["stays", "paused", "back"] {
+            let machine = lab.running(name).await;
+            write(&lab.disk(&machine), "mine");
+        }
+        comes_back(&lab, "back", Restart::OnFailure).await;
+        lab.snapshot("stays").await;
+        lab.engine.pause(&lab.who, "paused").await.unwrap();
+        lab.wait("paused", Status::Paused).await.unwrap();
+    });
+    let records =
+        ["stays", "paused", "back"].map(|name| lab.dir(&lab.now(name)).join("run/shim.json"));
+    let home = dies(server, lab);
+    records.iter().for_each(|record| the_host_reboots(record));
+    Runtime::new().unwrap().block_on(async {
+        let engine = reopen(&home).await;
+        let lab = Lab::of(home, engine);
+        for name in ["stays", "paused"] {
+            let lost = lab.wait(name, Status::Stopped).await.unwrap();
+            assert_eq!(lost.exit, Some(Exit::Lost));
+            lab.start(name).await;
+            lab.wait(name, Status::Running).await.unwrap();
+        }
+        assert_eq!(starts(&lab, "back", 2).await.exit, None);
+        for name in ["stays", "paused", "back"] {
+            assert_eq!(read(&lab.disk(&lab.now(name)), 4), "mine");
+        }
+        lab.restore("stays", "s1").await.unwrap();
+        lab.engine.close().await;
+    });
+}
+
+/// Ends a machine as a power cut of the host does: nobody writes anything down, and what is written is of another boot.
+fn the_host_reboots(record: &Path) {
+    let mut written: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+    for process in ["shim", "vmm"] {
+        let pid = written[process]["pid"].as_i64().unwrap();
+        let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+        // The VMM dies with its shim.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    written["boot_id"] = "5f7b5b0e-0000-4000-8000-000000000000".into();
+    std::fs::write(record, written.to_string()).unwrap();
 }
 
 #[test]

@@ -99,7 +99,7 @@ async fn a_guest_that_reboots_is_started_again_each_time() {
 async fn a_machine_comes_back_by_itself_where_its_policy_says_so() {
     let Some(lab) = lab().await else { return };
     let machine = lab.running("a").await;
-    comes_back(&lab, Restart::OnFailure).await;
+    comes_back(&lab, "a", Restart::OnFailure).await;
     kill_process(lab.pid(&machine, "vmm"), Signal::ABORT).unwrap();
     assert_eq!(starts(&lab, "a", 2).await.exit, None);
     kill_process(lab.pid(&machine, "shim"), Signal::KILL).unwrap();
@@ -109,7 +109,7 @@ async fn a_machine_comes_back_by_itself_where_its_policy_says_so() {
     let stopped = lab.wait("a", Status::Stopped).await.unwrap();
     assert_eq!((stopped.starts, stopped.exit), (3, Some(Exit::PowerOff)));
     // which matters to one that is always to run, as long as nobody stops it.
-    comes_back(&lab, Restart::Always).await;
+    comes_back(&lab, "a", Restart::Always).await;
     lab.start("a").await;
     starts(&lab, "a", 4).await;
     guest_ends(&lab, &machine, "0").await;
@@ -118,7 +118,7 @@ async fn a_machine_comes_back_by_itself_where_its_policy_says_so() {
     assert_eq!(lab.wait("a", Status::Stopped).await.unwrap().starts, 5);
 }
 
-pub async fn comes_back(lab: &Lab, when: Restart) {
+pub async fn comes_back(lab: &Lab, name: &str, when: Restart) {
     let change = ChangeMachine {
         lifetime: Some(Lifetime {
             restart: Some(when),
@@ -126,7 +126,7 @@ pub async fn comes_back(lab: &Lab, when: Restart) {
         }),
         ..ChangeMachine::default()
     };
-    lab.engine.change(&lab.who, "a", &change).await.unwrap();
+    lab.engine.change(&lab.who, name, &change).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
