@@ -10,6 +10,7 @@ mod bridges;
 mod crash;
 mod egress;
 mod egress6;
+mod identity;
 mod import;
 mod isolation;
 mod kernels;

@@ -2,6 +2,7 @@
 //! everything here is answered as unapplied.
 
 pub mod guest;
+mod host_keys;
 mod netlink;
 
 use std::io;
@@ -10,7 +11,8 @@ use hutch_guest::pb;
 
 /// The guest's hostname, clock, random pool, network and file systems. All calls may block.
 pub trait System: Send + Sync {
-    /// Writes the machine's id where programs look for it: a copy of a disk has that of its original.
+    /// Writes the machine's id where programs look for it, and gives a machine that had another one SSH host keys of its own,
+    /// where it has any: a copy of a disk has those of its original.
     fn set_machine_id(&self, id: &str) -> io::Result<()>;
     /// Sets the hostname and lets it resolve.
     fn set_hostname(&self, name: &str) -> io::Result<()>;

@@ -10,13 +10,15 @@ use hutch_guest::pb;
 use rustix::io::Errno;
 use rustix::time::{ClockId, Timespec};
 
-use super::{System, netlink};
+use super::{System, host_keys, netlink};
 use crate::accounts;
 use crate::status;
 use crate::sys;
 
 /// `EXT4_SUPER_MAGIC` of `linux/magic.h`.
 const EXT4_MAGIC: u64 = 0xef53;
+/// See machine-id(5).
+const MACHINE_ID: &str = "/etc/machine-id";
 /// Marks the line of ours in `/etc/hosts`.
 const MARK: &str = "# hutch";
 /// Files of the image that we look into are read so far.
@@ -105,7 +107,16 @@ fn machine_id(id: &str) -> Option<String> {
 impl System for Guest {
     fn set_machine_id(&self, id: &str) -> io::Result<()> {
         let id = machine_id(id).ok_or_else(|| invalid(format!("{id:?} is no id of a machine")))?;
-        replace("/etc/machine-id", &format!("{id}\n"))
+        let id = format!("{id}\n");
+        // Somebody else until now: the image, or what this is a copy of. When this is broken off, it is done again.
+        let renewed = match read(MACHINE_ID) == id {
+            true => Ok(()),
+            false => host_keys::renew(
+                Path::new(host_keys::DIRECTORY),
+                Path::new(host_keys::PROGRAM),
+            ),
+        };
+        replace(MACHINE_ID, &id).and(renewed)
     }
 
     fn set_hostname(&self, name: &str) -> io::Result<()> {
