@@ -149,6 +149,7 @@ pub(crate) fn is_regular(file: &File) -> Result<bool, Errno> {
 mod tests {
     use super::*;
     use crate::Kind;
+    use crate::test_support::SmallFilesystem;
     use proptest::prelude::*;
     use std::os::unix::fs::MetadataExt;
 
@@ -190,38 +191,12 @@ mod tests {
         let source = tempfile::tempdir().unwrap();
         let from = source.path().join("a");
         std::fs::write(&from, vec![7; 4 << 20]).unwrap();
-        let Some(small) = SmallFilesystem::mount() else {
+        let Some(small) = SmallFilesystem::mount("1m") else {
             return;
         };
-        let to = small.dir.path().join("b");
+        let to = small.path().join("b");
         assert_eq!(clone_file(&from, &to).unwrap_err().kind(), Kind::Full);
         assert!(!to.exists());
-    }
-
-    /// A 1 MiB tmpfs, where the test may mount one.
-    struct SmallFilesystem {
-        dir: tempfile::TempDir,
-    }
-
-    impl SmallFilesystem {
-        fn mount() -> Option<Self> {
-            let dir = tempfile::tempdir().unwrap();
-            let flags = rustix::mount::MountFlags::empty();
-            match rustix::mount::mount("hutch-test", dir.path(), "tmpfs", flags, c"size=1m") {
-                Ok(()) => Some(Self { dir }),
-                Err(errno) => {
-                    eprintln!("skipped: cannot mount a small tmpfs here ({errno})");
-                    None
-                }
-            }
-        }
-    }
-
-    impl Drop for SmallFilesystem {
-        fn drop(&mut self) {
-            let flags = rustix::mount::UnmountFlags::DETACH;
-            let _ = rustix::mount::unmount(self.dir.path(), flags);
-        }
     }
 
     #[test]

@@ -55,6 +55,33 @@ pub enum Error {
         /// What helps.
         hint: &'static str,
     },
+    /// An object of an export is not what it should be, or not to be had.
+    #[error("{key} {problem}")]
+    Object {
+        /// Its key.
+        key: String,
+        /// What sort of failure it is.
+        kind: Kind,
+        /// What is wrong.
+        problem: String,
+    },
+    /// What was read is not what was once written.
+    #[error("{what} {problem}")]
+    Damaged {
+        /// A disk, or the key of a chunk.
+        what: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A disk that is exported or imported cannot be read or written.
+    #[error("cannot {action}")]
+    Content {
+        /// What was tried.
+        action: &'static str,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
     /// Only regular files are disks here.
     #[error("{} is not a regular file", .path.display())]
     NotAFile {
@@ -72,16 +99,32 @@ impl Error {
         }
     }
 
+    pub(crate) fn read(source: io::Error) -> Error {
+        let action = "read the disk";
+        Error::Content { action, source }
+    }
+
+    pub(crate) fn write(source: io::Error) -> Error {
+        let action = "write the disk";
+        Error::Content { action, source }
+    }
+
+    pub(crate) fn pack(source: io::Error) -> Error {
+        let action = "pack a chunk of the disk";
+        Error::Content { action, source }
+    }
+
     /// The class of this error.
     pub fn kind(&self) -> Kind {
         match self {
-            Error::Io { source, .. } => match source.kind() {
+            Error::Io { source, .. } | Error::Content { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::Full,
                 io::ErrorKind::NotFound => Kind::NotFound,
                 io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => Kind::Exists,
                 _ => Kind::Other,
             },
-            Error::Shrink { .. } | Error::NotAFile { .. } => Kind::Invalid,
+            Error::Object { kind, .. } => *kind,
+            Error::Shrink { .. } | Error::NotAFile { .. } | Error::Damaged { .. } => Kind::Invalid,
             Error::Pool { .. } => Kind::Unavailable,
         }
     }

@@ -1,14 +1,17 @@
-//! Files that hold disks: copy-on-write clones, the pool that they are cheap in, growth, free space, and publishing
-//! that survives a crash.
+//! Files that hold disks: copy-on-write clones, the pool that they are cheap in, growth, free space, publishing that
+//! survives a crash, and exports to stores of objects.
 //!
-//! Everything here is synchronous and knows plain files only: no filesystem inside a disk is
-//! read, and no machine, image or store is known.
+//! All but the exports is synchronous. Plain files only are known: no filesystem inside a disk is read, and no machine,
+//! image or store of records is known.
 
 mod clone;
 mod error;
+pub mod exports;
 pub mod pool;
 mod publish;
 mod space;
+#[cfg(test)]
+mod test_support;
 
 pub use clone::{Cloned, Method, clone_file, reflink_supported};
 pub use error::{Error, Kind};
