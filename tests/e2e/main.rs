@@ -15,6 +15,7 @@ mod import;
 mod isolation;
 mod kernels;
 mod life;
+mod memory;
 mod pause;
 mod reach;
 mod shell;

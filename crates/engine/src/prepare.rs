@@ -179,7 +179,7 @@ pub(crate) fn console_tail(dir: &MachineDir) -> String {
         .to_string()
 }
 
-fn remove_if_there(path: &Path) -> Result<(), Error> {
+pub(crate) fn remove_if_there(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(io_error("remove", path, error))

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -18,6 +19,7 @@ use tokio::net::unix::pipe;
 
 use crate::cgroup::{Limits, Placed};
 use crate::identity::{self, Identity, Proof};
+use crate::memory::{FileId, Memory};
 use crate::passt::LaunchPasst;
 use crate::process::{Judge, Process, Vmm};
 use crate::spec::{MachineSpec, RuntimeConfig, User};
@@ -64,6 +66,15 @@ pub(crate) struct Launch {
     pub(crate) gains_privileges: bool,
     /// Sockets to listen on.
     pub(crate) listen: Vec<Listen>,
+    /// The guest's memory, in MiB.
+    #[serde(default)]
+    pub(crate) memory_mib: u32,
+    /// Files to open for reading.
+    #[serde(default)]
+    pub(crate) open: Vec<Open>,
+    /// Memory that its guest goes on with.
+    #[serde(default)]
+    pub(crate) memory: Option<LaunchMemory>,
     /// Taps that it uses.
     #[serde(default)]
     pub(crate) taps: Vec<LaunchTap>,
@@ -105,6 +116,9 @@ impl Launch {
             files: BTreeMap::new(),
             gains_privileges: false,
             listen: Vec::new(),
+            memory_mib: spec.memory_mib,
+            open: Vec::new(),
+            memory: None,
             taps: Vec::new(),
             passt: None,
             monitor: None,
@@ -149,6 +163,29 @@ pub(crate) struct Listen {
     pub(crate) path: String,
     /// The number under which the VMM finds it.
     pub(crate) fd: i32,
+}
+
+/// A file that the VMM's user may not open.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Open {
+    /// Relative to the machine's directory. What lies there is ours, and no link.
+    pub(crate) path: String,
+    /// The number under which the VMM finds it.
+    pub(crate) fd: i32,
+}
+
+/// The memory that a guest goes on with, which the shim inherits.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct LaunchMemory {
+    /// The number under which the VMM finds it.
+    pub(crate) fd: i32,
+    /// The file that it was read from, relative to the machine's directory.
+    pub(crate) path: String,
+    /// What that was.
+    pub(crate) of: FileId,
+    /// What is handed over.
+    #[serde(skip)]
+    pub(crate) memory: Option<Arc<Memory>>,
 }
 
 /// One end of a socket pair for the VMM; what it sends there is recorded.
@@ -273,6 +310,8 @@ pub(crate) async fn launch(
     let (config, dir) = (config.clone(), dir.clone());
     let launched = tokio::spawn(async move {
         let its_dir = dir.clone();
+        // Held for as long as the machine lives: others may begin with the same.
+        let memory = launch.memory.as_ref().and_then(|its| its.memory.clone());
         let spawned = tokio::task::spawn_blocking(move || spawn(&config, &its_dir, &launch));
         let (shim, answers) = spawned.await.expect("spawning a shim does not panic")?;
         let record = match answer(&dir, answers).await {
@@ -290,9 +329,8 @@ pub(crate) async fn launch(
             Proof::Alive(vmm) => Some(vmm),
             Proof::Gone | Proof::Doubt(_) => None,
         };
-        Ok(Process::new(Vmm::new(
-            runtime, dir, record, judge, shim, vmm,
-        )?))
+        let vmm = Vmm::new(runtime, dir, record, judge, shim, vmm)?;
+        Ok(Process::new(vmm.with(memory)))
     });
     launched.await.expect("launching does not panic")
 }
@@ -444,14 +482,17 @@ fn spawn(
         .map_err(Error::io("set the mode of", &run))?;
     let path = dir.file(MachineDir::LAUNCH);
     write_json(&path, launch).map_err(Error::io("write", path))?;
-    spawn_shim(config, dir, lock).map_err(Error::io("run", &config.launcher))
+    let memory = launch.memory.as_ref().and_then(|its| its.memory.as_ref());
+    let memory = memory.map(|memory| memory.as_fd().as_raw_fd());
+    spawn_shim(config, dir, lock, memory).map_err(Error::io("run", &config.launcher))
 }
 
-/// Returns a descriptor of the process, and the end of the pipe that it answers on.
+/// Returns a descriptor of the process, and the end of the pipe that it answers on. `memory` is what it inherits.
 fn spawn_shim(
     config: &RuntimeConfig,
     dir: &MachineDir,
     lock: File,
+    memory: Option<RawFd>,
 ) -> io::Result<(OwnedFd, OwnedFd)> {
     let (answers, theirs) = io::pipe()?;
     let mut command = Command::new(std::path::absolute(&config.launcher)?);
@@ -463,6 +504,10 @@ fn spawn_shim(
         .stdin(Stdio::from(lock))
         .stdout(Stdio::from(theirs.try_clone()?))
         .stderr(Stdio::from(theirs));
+    if let Some(memory) = memory {
+        command.arg(memory.to_string());
+        sys::hand_over(&mut command, vec![memory]);
+    }
     let mut child = command.spawn()?;
     // A child that nobody waited for keeps its number.
     match rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::NONBLOCK) {

@@ -11,6 +11,7 @@ mod identity;
 mod kernel_line;
 mod kvm;
 mod launch;
+mod memory;
 mod passt;
 mod process;
 mod program;
@@ -134,8 +135,11 @@ pub trait Runtime: Send + Sync {
     /// on and can be adopted.
     async fn start(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Process, Error>;
 
-    /// Continues a machine from a memory snapshot in the directory `snapshot`, relative to the machine's. The same
-    /// spec as `start`: identity comes afterwards.
+    /// Goes on from a memory snapshot in the directory `snapshot`, relative to the machine's, on a disk as it was then. The
+    /// same spec as `start`: identity comes afterwards. Its guest stands still until `resume`.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start); a snapshot that the VMM does not take may show only as the end of the process.
     async fn restore(
         &self,
         _dir: &MachineDir,
@@ -165,7 +169,8 @@ pub trait Runtime: Send + Sync {
     /// another.
     async fn resume(&self, dir: &MachineDir) -> Result<(), Error>;
 
-    /// Writes device state and memory of a paused machine to the directory `into`.
+    /// Writes device state and memory of a paused machine to files in the directory `into`, which is on the file system of
+    /// the machine's. After an error there may be anything in it.
     async fn snapshot(&self, _dir: &MachineDir, _into: &Path) -> Result<(), Error> {
         Err(Error::Unsupported {
             runtime: self.name(),

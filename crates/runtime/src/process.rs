@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::identity::{self, Proof};
 use crate::launch::{ExitRecord, ExitStatus, Record, read_json};
+use crate::memory::Memory;
 use crate::ring::RingReader;
 use crate::watch::Watch;
 use crate::{Error, MachineDir, sys};
@@ -175,6 +176,8 @@ pub(crate) struct Vmm {
     shim: AsyncFd<OwnedFd>,
     /// `None` when it was gone already.
     vmm: Option<OwnedFd>,
+    /// What its guest went on with.
+    _memory: Option<Arc<Memory>>,
 }
 
 impl Vmm {
@@ -195,7 +198,16 @@ impl Vmm {
             judge,
             shim,
             vmm,
+            _memory: None,
         })
+    }
+
+    /// Keeps what its guest goes on with at hand for others.
+    pub(crate) fn with(self, memory: Option<Arc<Memory>>) -> Self {
+        Self {
+            _memory: memory,
+            ..self
+        }
     }
 
     fn signal(&self, process: &OwnedFd) -> Result<(), Error> {
@@ -295,6 +307,26 @@ pub(crate) async fn adopt(
             }
         };
         let _ = tokio::time::timeout(LOCK_AGAIN, change).await;
+    }
+}
+
+/// Opens something of the process of a VMM that runs. `open` is given its number, which it has at least until `open`
+/// has returned without an error. Blocks.
+pub(crate) fn open_vmm<T>(
+    dir: &MachineDir,
+    judge: Judge,
+    open: impl FnOnce(u32) -> std::io::Result<T>,
+) -> Result<T, Error> {
+    let not_running = || Error::NotRunning {
+        dir: dir.path().to_owned(),
+    };
+    let Seen::Running { record, vmm, .. } = look(dir, judge)? else {
+        return Err(not_running());
+    };
+    let opened = open(record.vmm.pid.unsigned_abs());
+    match identity::ended(&vmm, Duration::ZERO) {
+        true => Err(not_running()),
+        false => opened.map_err(Error::io("look into the VMM of", dir.path())),
     }
 }
 

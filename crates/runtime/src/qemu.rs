@@ -1,9 +1,12 @@
 //! QEMU's `microvm` machine: the runtime for anywhere, with KVM where that is real and by emulation elsewhere.
-//! Its command line is in `qemu/arguments.rs`, the choice of acceleration in `qemu/acceleration.rs`.
+//! Its command line is in `qemu/arguments.rs`, the choice of acceleration in `qemu/acceleration.rs`, memory that is saved and
+//! gone on with in `qemu/snapshot.rs`.
 
 mod acceleration;
 mod arguments;
+mod snapshot;
 
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,6 +16,7 @@ use hutch_contract::node::{Capabilities, RuntimeInfo};
 use crate::breaker::Breakers;
 use crate::cgroup::Limits;
 use crate::launch::{self, Launch, LaunchUser, Listen};
+use crate::memory::Memories;
 use crate::passt::{self, LaunchPasst};
 use crate::process::{self, Adopted, Process};
 use crate::program::{Program, Version, Wanted};
@@ -51,6 +55,9 @@ const EVENTS_FD: i32 = 5;
 const TAP_FD: i32 = 6;
 /// The same of its user-mode network.
 const PASST_FD: i32 = 7;
+/// The same of what it goes on from: the guest's memory, and the state of its devices.
+const MEMORY_FD: i32 = 8;
+const STATE_FD: i32 = 9;
 
 /// See the module.
 pub(crate) struct Qemu {
@@ -58,6 +65,7 @@ pub(crate) struct Qemu {
     breakers: Breakers,
     acceleration: Result<Acceleration, String>,
     program: Program,
+    memories: Memories,
 }
 
 impl Qemu {
@@ -67,6 +75,7 @@ impl Qemu {
             program: Program::new(PROGRAM, &config),
             config,
             breakers: Breakers::default(),
+            memories: Memories::default(),
         }
     }
 
@@ -78,11 +87,37 @@ impl Qemu {
         })
     }
 
-    fn launch(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Launch, Error> {
+    async fn launch(
+        &self,
+        dir: &MachineDir,
+        spec: &MachineSpec,
+        from: Option<&Path>,
+    ) -> Result<Process, Error> {
+        self.program.check().await?;
+        if let Nic::Filtered(_) = spec.nic {
+            self.program.is_since(STREAMS).await?;
+        }
+        let mut what = self.order(dir, spec, from.is_some())?;
+        if let Some(from) = from {
+            let (memory, state) = self.goes_on_from(dir, spec, from).await?;
+            what.memory = Some(memory);
+            what.open.push(state);
+        }
+        self.breakers.forget(dir);
+        qmp::launch(NAME, &self.config, dir, what, READY).await
+    }
+
+    /// What the shim is told.
+    fn order(&self, dir: &MachineDir, spec: &MachineSpec, goes_on: bool) -> Result<Launch, Error> {
         let acceleration = self.acceleration()?;
         let has_modules = dir.file(MachineDir::MODULES).is_file();
         let mut argv = vec![self.program.text(NAME)?];
-        argv.extend(arguments::arguments(spec, acceleration, has_modules));
+        argv.extend(arguments::arguments(
+            spec,
+            acceleration,
+            has_modules,
+            goes_on,
+        ));
         let listen = |path: &str, fd| Listen {
             path: path.to_owned(),
             fd,
@@ -152,20 +187,23 @@ impl Runtime for Qemu {
                 Ok(Acceleration::Tcg { .. }) | Err(_) => Isolation::Emulation,
             },
             pause: true,
-            memory_snapshot: false,
+            memory_snapshot: true,
             live_resize: false,
             network: true,
         }
     }
 
     async fn start(&self, dir: &MachineDir, spec: &MachineSpec) -> Result<Process, Error> {
-        self.program.check().await?;
-        if let Nic::Filtered(_) = spec.nic {
-            self.program.is_since(STREAMS).await?;
-        }
-        let what = self.launch(dir, spec)?;
-        self.breakers.forget(dir);
-        qmp::launch(NAME, &self.config, dir, what, READY).await
+        self.launch(dir, spec, None).await
+    }
+
+    async fn restore(
+        &self,
+        dir: &MachineDir,
+        spec: &MachineSpec,
+        snapshot: &Path,
+    ) -> Result<Process, Error> {
+        self.launch(dir, spec, Some(snapshot)).await
     }
 
     async fn adopt(&self, dir: &MachineDir) -> Result<Adopted, Error> {
@@ -190,6 +228,10 @@ impl Runtime for Qemu {
 
     async fn resume(&self, dir: &MachineDir) -> Result<(), Error> {
         qmp::execute(&self.breakers, dir, "cont").await.map(drop)
+    }
+
+    async fn snapshot(&self, dir: &MachineDir, into: &Path) -> Result<(), Error> {
+        self.save(dir, into).await
     }
 
     async fn channel(&self, dir: &MachineDir) -> Result<Channel, Error> {

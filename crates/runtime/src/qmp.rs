@@ -2,12 +2,16 @@
 //! when is the runtimes' affair. The VMM may have been taken over by its guest: lines are bounded, waits have deadlines,
 //! text is made printable.
 
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use hutch_contract::machine::Exit;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 
 use crate::breaker::Breakers;
@@ -48,10 +52,23 @@ pub(crate) async fn execute(
         let mut monitor = Monitor::connect(dir).await?;
         monitor.execute(command).await
     };
+    answered(breakers, dir, command, talk).await
+}
+
+/// Waits for a conversation with a VMM, connection included, whose commands are quickly done: all of it is `what`.
+///
+/// # Errors
+/// As [`execute`], and what the conversation says.
+pub(crate) async fn answered<T>(
+    breakers: &Breakers,
+    dir: &MachineDir,
+    what: &'static str,
+    talk: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
     let done = async {
         let done = tokio::time::timeout(COMMAND, talk).await;
         done.unwrap_or(Err(Error::Timeout {
-            what: command,
+            what,
             seconds: COMMAND.as_secs(),
         }))
     };
@@ -77,12 +94,27 @@ impl Monitor {
 
     /// Runs a command without arguments and passes over events until its answer.
     pub(crate) async fn execute(&mut self, command: &'static str) -> Result<Value, Error> {
+        self.run(command, json!({}), None).await
+    }
+
+    /// Runs a command, which may be about a descriptor, and passes over events until its answer.
+    pub(crate) async fn run(
+        &mut self,
+        command: &'static str,
+        arguments: Value,
+        about: Option<BorrowedFd<'_>>,
+    ) -> Result<Value, Error> {
         let refused = |answer: &[u8]| Error::Monitor {
             command,
             answer: printable(answer, 512),
         };
-        let line = format!("{}\n", json!({"execute": command, "id": command}));
-        let sent = self.stream.get_mut().write_all(line.as_bytes()).await;
+        let order = json!({"execute": command, "arguments": arguments, "id": command});
+        let line = format!("{order}\n");
+        let stream = self.stream.get_mut();
+        let sent = match about {
+            Some(fd) => send_with(stream, line.as_bytes(), fd).await,
+            None => stream.write_all(line.as_bytes()).await,
+        };
         sent.map_err(|error| refused(error.to_string().as_bytes()))?;
         loop {
             let mut message = self.message(command).await?;
@@ -110,6 +142,24 @@ impl Monitor {
             Ok(_) => serde_json::from_slice(&line).map_err(|_| wrong("an answer that is no JSON")),
         }
     }
+}
+
+/// Sends bytes, and with the first of them a descriptor.
+async fn send_with(
+    stream: &mut UnixStream,
+    bytes: &[u8],
+    fd: BorrowedFd<'_>,
+) -> std::io::Result<()> {
+    let send = || {
+        let fds = [fd];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        let (bytes, flags) = ([IoSlice::new(bytes)], SendFlags::NOSIGNAL);
+        Ok(rustix::net::sendmsg(&*stream, &bytes, &mut control, flags)?)
+    };
+    let sent = stream.async_io(Interest::WRITABLE, send).await?;
+    stream.write_all(&bytes[sent..]).await
 }
 
 #[derive(Deserialize)]

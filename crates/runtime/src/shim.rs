@@ -25,7 +25,7 @@ mod relay;
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
@@ -40,7 +40,9 @@ use rustix::thread::CpuSet;
 use crate::MachineDir;
 use crate::cgroup::Cgroup;
 use crate::identity::{Identity, boot_id};
-use crate::launch::{Answer, ExitRecord, ExitStatus, Launch, Record, read_json, write_json};
+use crate::launch::{
+    Answer, ExitRecord, ExitStatus, Launch, LaunchMemory, Open, Record, read_json, write_json,
+};
 use crate::passt::{self, LaunchPasst};
 use crate::ring::RingWriter;
 use crate::sys;
@@ -115,7 +117,8 @@ fn answer(answer: &Answer) {
 
 fn start() -> Result<(Vmm, Record), Failure> {
     sys::ignore_stopping_signals();
-    sys::close_inherited().map_err(at("close inherited descriptors"))?;
+    let memory = inherited();
+    sys::close_inherited_but(memory.as_slice()).map_err(at("close inherited descriptors"))?;
     holds_lock().map_err(at("look for the lock on standard input"))?;
     // What a VMM starts and leaves comes to us, also where there are no cgroups.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
@@ -130,7 +133,7 @@ fn start() -> Result<(Vmm, Record), Failure> {
         kept,
         events,
         frames,
-    } = descriptors(&launch)?;
+    } = descriptors(&launch, memory)?;
     let ring = |path: &str, size| {
         RingWriter::open(Path::new(path), size).map_err(at(format!("open {path}")))
     };
@@ -185,6 +188,11 @@ fn start() -> Result<(Vmm, Record), Failure> {
     };
     write_json(Path::new(MachineDir::SHIM), &record).map_err(at("write run/shim.json"))?;
     Ok((vmm, record))
+}
+
+/// The number of the descriptor that we are given beside the standard three.
+fn inherited() -> Option<RawFd> {
+    std::env::args().nth(2)?.parse().ok()
 }
 
 /// That we were started as we must be, and not by hand: a shim without the lock would be a second owner.
@@ -261,8 +269,19 @@ struct Descriptors {
     frames: Option<OwnedFd>,
 }
 
-fn descriptors(launch: &Launch) -> Result<Descriptors, Failure> {
+fn descriptors(launch: &Launch, memory: Option<RawFd>) -> Result<Descriptors, Failure> {
     let mut kept = Vec::new();
+    if let Some(LaunchMemory { fd, .. }) = launch.memory {
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        let memory = memory.ok_or_else(missing).and_then(sys::inherited);
+        kept.push((memory.map_err(at("take over the guest's memory"))?, fd));
+    }
+    for Open { path, fd } in &launch.open {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty());
+        let file = file.map_err(|error| at(format!("open {path}"))(error.into()))?;
+        kept.push((file, *fd));
+    }
     for listen in &launch.listen {
         let socket = listen_on(&listen.path).map_err(at(format!("listen on {}", listen.path)))?;
         kept.push((socket, listen.fd));

@@ -12,7 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::io::FdFlags;
-use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid};
+use rustix::process::{Gid, PTracer, Pid, Resource, Rlimit, Signal, Uid};
 use rustix::thread::{CapabilitySet, UnshareFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -28,13 +28,41 @@ pub(crate) fn ignore_stopping_signals() {
     }
 }
 
-/// Closes every descriptor above the standard three. Only for a process that has opened none of its own yet.
-pub(crate) fn close_inherited() -> io::Result<()> {
-    // SAFETY: closes numbers that no value of this process owns, as the caller promises.
-    match unsafe { libc::close_range(3, libc::c_uint::MAX, 0) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+/// Closes every descriptor above the standard three but these. Only for a process that has opened none of its own yet.
+pub(crate) fn close_inherited_but(kept: &[RawFd]) -> io::Result<()> {
+    let mut kept: Vec<_> = kept
+        .iter()
+        .filter_map(|fd| libc::c_uint::try_from(*fd).ok())
+        .collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    let last = libc::c_uint::MAX;
+    for (from, to) in kept
+        .into_iter()
+        .map(|fd| (fd, fd.saturating_sub(1)))
+        .chain([(last, last)])
+    {
+        // SAFETY: closes numbers that no value of this process owns, as the caller promises.
+        if first <= to && unsafe { libc::close_range(first, to, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        first = from.saturating_add(1).max(first);
     }
+    Ok(())
+}
+
+/// Lets the child of `command` inherit these under their present numbers. They stay open until it is spawned.
+pub(crate) fn hand_over(command: &mut Command, fds: Vec<RawFd>) {
+    let inherit = move || {
+        for fd in &fds {
+            // SAFETY: the caller holds these descriptors open until after the spawn.
+            let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
+            rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes plain system calls on data that was allocated before the fork.
+    unsafe { command.pre_exec(inherit) };
 }
 
 /// What a child does to itself between fork and exec.
@@ -106,6 +134,10 @@ fn between_fork_and_exec(child: &Child, groups: &[Gid], parent: Pid) -> io::Resu
         rustix::thread::set_thread_groups(groups)?;
         rustix::thread::set_thread_res_gid(gid, gid, gid)?;
         rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    }
+    if child.ids.is_none() {
+        // So that the next server too, which is no ancestor, may read a guest's memory. Only Yama has to be told.
+        let _ = rustix::process::set_ptracer(PTracer::Any);
     }
     if !child.gains_privileges {
         rustix::thread::set_no_new_privs(true)?;
@@ -216,7 +248,6 @@ pub(crate) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// Takes over a descriptor that this process inherited under a number agreed with its parent.
-#[cfg(feature = "stub")]
 pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     use std::os::fd::FromRawFd;
     // SAFETY: F_GETFD reads a flag of a number and fails on one that is not open.
@@ -276,6 +307,51 @@ pub(crate) fn tsc_khz() -> u64 {
         let (ticks, ns) = (later_ticks - ticks, (later_ns - ns).max(1));
         (u128::from(ticks) * 1_000_000 / u128::from(ns)) as u64
     })
+}
+
+/// Memory of this process that is mapped as a VMM maps its guest's. Stays until the process ends.
+#[cfg(test)]
+pub(crate) struct Mapped {
+    at: *mut u8,
+    size: usize,
+}
+
+#[cfg(test)]
+impl Mapped {
+    /// Of a file, privately, or of nothing.
+    pub(crate) fn new(size: usize, of: Option<&std::fs::File>) -> io::Result<Self> {
+        let (flags, fd) = match of {
+            Some(file) => (libc::MAP_PRIVATE, file.as_raw_fd()),
+            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+        };
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping where nothing is yet.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), size, access, flags, fd, 0) };
+        match at == libc::MAP_FAILED {
+            true => Err(io::Error::last_os_error()),
+            false => Ok(Self {
+                at: at.cast(),
+                size,
+            }),
+        }
+    }
+
+    /// Its address and size.
+    pub(crate) fn place(&self) -> (u64, u64) {
+        (self.at as u64, self.size as u64)
+    }
+
+    pub(crate) fn write(&self, at: usize, byte: u8) {
+        assert!(at < self.size);
+        // SAFETY: within the mapping, which nothing else refers to.
+        unsafe { self.at.add(at).write_volatile(byte) };
+    }
+
+    pub(crate) fn read(&self, at: usize) -> u8 {
+        assert!(at < self.size);
+        // SAFETY: as above.
+        unsafe { self.at.add(at).read_volatile() }
+    }
 }
 
 #[cfg(test)]

@@ -43,6 +43,8 @@ pub(super) enum Beginning {
 
 /// In a machine's directory: links to the files of the snapshot that its memory came from.
 const FROM: &str = "from";
+/// The same of the one that it is being put back to.
+const FROM_NEXT: &str = "from.new";
 
 impl Driver {
     /// Takes the snapshot that is wanted. What becomes of that is told by its operation; the machine goes on either way.
@@ -112,13 +114,17 @@ impl Driver {
     ) -> Result<(SnapshotRecord, Option<Instant>), Error> {
         let mut taken = begun.clone();
         let stage = self.shared.snapshot_stage(&begun.id);
-        let at = stage.clone();
+        let (at, dir, with_memory) = (stage.clone(), self.dir.clone(), begun.memory);
         self.file_work("begin a snapshot", move || {
             erase_dir(&at)?;
             DirBuilder::new()
                 .mode(0o700)
                 .create(&at)
-                .map_err(|source| io_error("create", &at, source))
+                .map_err(|source| io_error("create", &at, source))?;
+            match with_memory {
+                true => files::keep_modules(&dir, &at),
+                false => Ok(()),
+            }
         })
         .await?;
         let mut frozen_at = None;
@@ -129,6 +135,9 @@ impl Driver {
                 Some(session) => session,
                 None => self.connect(deadline::RECONNECT).await?,
             };
+            if begun.memory {
+                taken.fit = Some(self.fit(session.hello()).await);
+            }
             let began = Instant::now();
             frozen_at = Some(began);
             taken.frozen = freeze(&session, begun.memory).await?;
@@ -148,7 +157,6 @@ impl Driver {
             clock.phase("pause", frozen);
             if begun.memory {
                 let started = Instant::now();
-                taken.fit = Some(self.fit(session.hello()).await);
                 let saving = self.runtime.snapshot(&self.dir, &stage);
                 timeout(deadline::MEMORY, saving)
                     .await
@@ -201,21 +209,30 @@ impl Driver {
         let with_memory = found.memory && !disk_only;
         let dir = self.dir.clone();
         let staged = self.file_work("clone the snapshot's disk", move || {
-            let linked = match with_memory {
-                true => files::link(&from, &dir.file(FROM)),
-                false => erase_dir(&dir.file(FROM)),
-            };
-            linked.and_then(|()| files::stage_disk(&from.join(MachineDir::DISK), &dir))
+            if with_memory {
+                files::link(&from, &dir.file(FROM_NEXT))?;
+            }
+            files::stage_disk(&from.join(MachineDir::DISK), &dir)
         });
         if let Err(error) = staged.await {
             files::unstage(&self.dir);
+            drop(erase_dir(&self.dir.file(FROM_NEXT)));
             return self.give_up(record, &error).await;
         }
         self.machine.session.send_replace(None);
         self.kill().await?;
         let dir = self.dir.clone();
-        self.file_work("replace the disk", move || files::take_over(&dir))
-            .await?;
+        self.file_work("replace the disk", move || {
+            // What it began with was its VMM's until now.
+            erase_dir(&dir.file(FROM))?;
+            if with_memory {
+                let (next, from) = (dir.file(FROM_NEXT), dir.file(FROM));
+                std::fs::rename(&next, &from)
+                    .map_err(|source| io_error("replace", &from, source))?;
+            }
+            files::take_over(&dir)
+        })
+        .await?;
         self.fresh_disk = true;
         let running = self.shared.running(operation);
         let ending = match &running {
@@ -315,13 +332,16 @@ impl Driver {
                 .await?;
             return Ok(Beginning::Cold);
         }
-        if !fresh {
-            self.file_work("clone the snapshot's disk", move || {
-                files::stage_disk(&dir.file(FROM).join(MachineDir::DISK), &dir)?;
-                files::take_over(&dir)
-            })
-            .await?;
-        }
+        self.file_work("clone the snapshot's disk", move || {
+            let from = dir.file(FROM);
+            files::use_modules(&from, &dir)?;
+            if !fresh {
+                files::stage_disk(&from.join(MachineDir::DISK), &dir)?;
+                files::take_over(&dir)?;
+            }
+            Ok(())
+        })
+        .await?;
         Ok(Beginning::Memory(FROM))
     }
 

@@ -37,7 +37,10 @@ pub(crate) fn publish(
             true => 0o400,
             false => metadata.mode() & 0o444 | 0o400,
         };
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(protect)?;
+        // That one is other machines' too, as it is.
+        if name != MachineDir::MODULES {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(protect)?;
+        }
         files.push(file);
     }
     let mut record = SnapshotRecord { files, ..record };
@@ -102,6 +105,29 @@ pub(crate) fn link(snapshot: &Path, into: &Path) -> Result<(), Error> {
         fs::hard_link(snapshot.join(&name), &to).map_err(|source| io_error("link", &to, source))?;
     }
     Ok(())
+}
+
+/// Puts a link to the machine's disk of modules into the directory `into`: the kernel that is in its memory has it mounted.
+pub(crate) fn keep_modules(dir: &MachineDir, into: &Path) -> Result<(), Error> {
+    link_one(
+        &dir.file(MachineDir::MODULES),
+        &into.join(MachineDir::MODULES),
+    )
+}
+
+/// Gives the machine the disk of modules that the kernel in a snapshot's memory has, not the one of today's kernel.
+pub(crate) fn use_modules(from: &Path, dir: &MachineDir) -> Result<(), Error> {
+    let to = dir.file(MachineDir::MODULES);
+    crate::prepare::remove_if_there(&to)?;
+    link_one(&from.join(MachineDir::MODULES), &to)
+}
+
+/// What is not there is not linked.
+fn link_one(from: &Path, to: &Path) -> Result<(), Error> {
+    match fs::hard_link(from, to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("link", to, error)),
+        _ => Ok(()),
+    }
 }
 
 /// Clones the snapshot's disk beside the machine's. [`take_over`] puts it in place.

@@ -2,18 +2,19 @@
 //! see has a fixed order and explicit names.
 
 use super::acceleration::Acceleration;
-use super::{AGENT_FD, EVENTS_FD, MONITOR_FD, PASST_FD, TAP_FD};
+use super::{AGENT_FD, EVENTS_FD, MEMORY_FD, MONITOR_FD, PASST_FD, STATE_FD, TAP_FD};
 use crate::{MachineDir, MachineSpec, Nic, kernel_line, sys, tap};
 
 /// MiB of translated code that TCG keeps. Its default is a gigabyte, which a guest fills in time; a kernel's boot
 /// and a busy user space stay below this.
 pub(super) const TCG_CODE_MIB: u32 = 128;
 
-/// Everything after the program's name.
+/// Everything after the program's name. `goes_on`: from a snapshot, whose memory and state it finds under their numbers.
 pub(super) fn arguments(
     spec: &MachineSpec,
     acceleration: &Acceleration,
     has_modules: bool,
+    goes_on: bool,
 ) -> Vec<String> {
     let mut all = Vec::new();
     let mut add = |option: &str, value: &str| {
@@ -34,7 +35,22 @@ pub(super) fn arguments(
     add("name", &escaped(&spec.label));
     // With a second I/O APIC, which emulation gets by default, interrupts of devices on the low buses never arrive
     // (seen with 7.2). Without it all devices have lines of the first one, with KVM and without.
-    add("machine", "microvm,acpi=on,rtc=on,ioapic2=off");
+    let machine = "microvm,acpi=on,rtc=on,ioapic2=off";
+    if goes_on {
+        add("machine", &format!("{machine},memory-backend=ram"));
+        let file = format!("mem-path=/proc/self/fd/{MEMORY_FD},share=off");
+        let size = format!("size={}M", spec.memory_mib);
+        add(
+            "object",
+            &format!("memory-backend-file,id=ram,{size},{file}"),
+        );
+        add("incoming", &format!("fd:{STATE_FD}"));
+        // It executes once it is told to. What `xen-save-devices-state` writes has no description of the machine.
+        add("S", "");
+        add("global", "migration.send-configuration=off");
+    } else {
+        add("machine", machine);
+    }
     match acceleration {
         Acceleration::Kvm => {
             add("accel", "kvm");
@@ -203,7 +219,7 @@ mod tests {
     #[test]
     fn confinement_is_always_asked_for() {
         for acceleration in [Acceleration::Kvm, TCG] {
-            let all = arguments(&spec(), &acceleration, true);
+            let all = arguments(&spec(), &acceleration, true, false);
             for option in ["-nodefaults", "-no-user-config", "-no-reboot"] {
                 assert!(all.iter().any(|argument| argument == option), "{option}");
             }
@@ -232,7 +248,7 @@ mod tests {
 
     #[test]
     fn the_device_list_of_version_1() {
-        let all = arguments(&spec(), &TCG, true);
+        let all = arguments(&spec(), &TCG, true, false);
         assert_eq!(
             values(&all, "-device"),
             [
@@ -256,7 +272,7 @@ mod tests {
             name: "hab12-7".into(),
             mac: [0x06, 0, 0xac, 0x10, 0, 5],
         };
-        let all = arguments(&MachineSpec { nic, ..spec() }, &TCG, true);
+        let all = arguments(&MachineSpec { nic, ..spec() }, &TCG, true, false);
         assert_eq!(values(&all, "-netdev"), ["tap,id=net,fd=6,vhost=off"]);
         assert_eq!(
             values(&all, "-device")[2],
@@ -276,7 +292,7 @@ mod tests {
             dns: true,
             refuse: Vec::new(),
         });
-        let all = arguments(&MachineSpec { nic, ..spec() }, &TCG, true);
+        let all = arguments(&MachineSpec { nic, ..spec() }, &TCG, true, false);
         assert_eq!(
             values(&all, "-netdev"),
             ["stream,id=net,server=off,addr.type=fd,addr.str=7"]
@@ -288,14 +304,34 @@ mod tests {
     }
 
     #[test]
+    fn one_that_goes_on_has_the_same_devices_and_waits() {
+        let all = |goes_on| arguments(&spec(), &TCG, true, goes_on);
+        let (boots, goes_on) = (all(false), all(true));
+        for option in ["-device", "-cpu", "-smp", "-m", "-accel", "-blockdev"] {
+            assert_eq!(values(&boots, option), values(&goes_on, option));
+        }
+        assert!(goes_on.iter().any(|argument| argument == "-S"));
+        assert!(!boots.iter().any(|argument| argument == "-S"));
+        let its = values(&boots, "-machine")[0];
+        let machine = values(&goes_on, "-machine");
+        assert_eq!(machine, [format!("{its},memory-backend=ram")]);
+        let objects = values(&goes_on, "-object");
+        assert!(
+            objects[0].ends_with(",mem-path=/proc/self/fd/8,share=off"),
+            "{objects:?}"
+        );
+    }
+
+    #[test]
     fn a_device_that_is_missing_moves_no_other() {
-        let with = arguments(&spec(), &TCG, true);
+        let with = arguments(&spec(), &TCG, true, false);
         let without = arguments(
             &MachineSpec {
                 nic: Nic::None,
                 ..spec()
             },
             &TCG,
+            false,
             false,
         );
         let (with, without) = (values(&with, "-device"), values(&without, "-device"));
@@ -306,7 +342,7 @@ mod tests {
     #[test]
     fn the_kernel_is_told_what_its_host_is() {
         let line = |acceleration| {
-            values(&arguments(&spec(), acceleration, false), "-append")[0].to_owned()
+            values(&arguments(&spec(), acceleration, false, false), "-append")[0].to_owned()
         };
         let (kvm, tcg) = (line(&Acceleration::Kvm), line(&TCG));
         assert!(tcg.contains(" tsc_early_khz="), "{tcg}");

@@ -1,19 +1,19 @@
-//! A machine that goes on from another's memory on another tap. No runtime restores yet: here VMMs are told by hand what
-//! runtimes will tell them, so that what taps, users and descriptors rest on is known to hold.
+//! A machine that goes on from another's memory on another tap. Where a runtime does not restore yet, its VMM is told by
+//! hand what it will tell it, so that what taps, users and descriptors rest on is known to hold.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use hutch_runtime::MachineDir;
+use hutch_runtime::{MachineDir, Process};
 use serde_json::{Value, json};
 
-use crate::lab::{GENEROUS, Guest, Lab, runtime_with};
+use crate::lab::{GENEROUS, Guest, Lab, in_words, runtime_with};
 use crate::{network, sys};
 
 /// Where a machine's memory and the state of its devices go.
@@ -46,65 +46,30 @@ async fn a_clone_is_on_its_own_tap(mut first: Lab) {
     network::meets_its_host(&mut guest).await;
     drop(guest);
     match first.runtime.name() {
-        "qemu" => save_qemu(&first),
+        "qemu" => {
+            first.runtime.pause(&first.dir).await.unwrap();
+            let into = first.dir.file(SNAPSHOT);
+            first.runtime.snapshot(&first.dir, &into).await.unwrap();
+        }
         "firecracker" => save_firecracker(&first).await,
         _ => save_cloud_hypervisor(&first).await,
     }
 
-    let second = clone_of(&first);
-    let tap = second.spec.label.as_str();
-    network::tap(&first, tap);
+    let mut second = clone_of(&first);
+    let tap = second.spec.label.clone();
+    second.spec.nic = network::tap(&first, &tap);
     // The first one still has its tap, and its guest would answer to the same address.
-    network::route_to(tap);
+    network::route_to(&tap);
     let _vmm = match first.runtime.name() {
-        "qemu" => load_qemu(&first, &second),
-        "firecracker" => load_firecracker(&second, &program),
-        _ => load_cloud_hypervisor(&second, &program),
+        "qemu" => {
+            goes_on(&second, SNAPSHOT).await;
+            None
+        }
+        "firecracker" => Some(load_firecracker(&second, &program)),
+        _ => Some(load_cloud_hypervisor(&second, &program)),
     };
     let mut guest = answering(&second).await;
     network::meets_its_host(&mut guest).await;
-}
-
-/// QEMU hands over a machine that runs, and stops it.
-fn save_qemu(lab: &Lab) {
-    let dir = open(lab);
-    let path = format!("/proc/self/fd/{}/{SNAPSHOT}/socket", dir.as_raw_fd());
-    let listener = UnixListener::bind(&path).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-    let mut monitor = connect(lab, "run/qmp.sock");
-    let uri = format!("unix:{SNAPSHOT}/socket");
-    for command in [
-        json!({"execute": "qmp_capabilities"}),
-        json!({"execute": "migrate", "arguments": {"uri": uri}}),
-    ] {
-        monitor.write_all(command.to_string().as_bytes()).unwrap();
-    }
-    let (mut stream, _) = listener.accept().unwrap();
-    let mut state = File::create(lab.dir.file(SNAPSHOT).join("state")).unwrap();
-    std::io::copy(&mut stream, &mut state).unwrap();
-}
-
-/// With the command line of the first one, but for the descriptors of a shim.
-fn load_qemu(first: &Lab, second: &Lab) -> Vmm {
-    let launch = fs::read(first.dir.file("run/launch.json")).unwrap();
-    let launch: Value = serde_json::from_slice(&launch).unwrap();
-    let words = launch["argv"].as_array().unwrap().iter();
-    let mut words: Vec<_> = words
-        .map(|word| {
-            let word = word.as_str().unwrap();
-            word.replace("id=agent,fd=3", "id=agent,path=run/agent.sock")
-                .replace("id=qmp,fd=4", "id=qmp,path=run/qmp.sock")
-                .replace("socket,id=events,fd=5", "null,id=events")
-        })
-        .collect();
-    words.extend(["-incoming", "fd:7"].map(str::to_owned));
-    let tap = sys::open_tap(&second.spec.label);
-    Vmm::start(
-        second,
-        Some(tap),
-        &format!("6<&0 7<{SNAPSHOT}/state 0</dev/null"),
-        &words,
-    )
 }
 
 async fn save_firecracker(lab: &Lab) {
@@ -195,7 +160,7 @@ impl Drop for Vmm {
 }
 
 /// Another machine with the first one's files, which are its user's.
-fn clone_of(first: &Lab) -> Lab {
+pub fn clone_of(first: &Lab) -> Lab {
     let mut second = Lab::bare(first.runtime.name());
     second.runtime = first.runtime.clone();
     fs::create_dir(second.dir.file("run")).unwrap();
@@ -221,8 +186,19 @@ fn give(lab: &Lab, name: &str) {
     assert!(status.success());
 }
 
+/// Lets a machine go on from a directory in its own.
+pub async fn goes_on(lab: &Lab, from: &str) -> Process {
+    let restored = lab
+        .runtime
+        .restore(&lab.dir, &lab.spec, from.as_ref())
+        .await;
+    let process = restored.unwrap_or_else(|error| panic!("{}", in_words(&error)));
+    lab.runtime.resume(&lab.dir).await.unwrap();
+    process
+}
+
 /// The guest, once it answers: that it takes a connection means nothing after a restore.
-async fn answering(lab: &Lab) -> Guest {
+pub async fn answering(lab: &Lab) -> Guest {
     let answers = async {
         loop {
             let mut guest = lab.connect().await;

@@ -10,6 +10,7 @@ mod faults;
 mod firecracker;
 mod initramfs;
 mod lab;
+mod memory;
 mod network;
 mod proof;
 mod scripted;
