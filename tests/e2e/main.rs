@@ -21,3 +21,4 @@ mod reach;
 mod shell;
 mod snapshots;
 mod tls;
+mod warm;

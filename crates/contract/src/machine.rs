@@ -231,6 +231,9 @@ pub struct Machine {
     pub network: Option<MachineNetwork>,
     /// Times it was started since it was created.
     pub starts: u32,
+    /// Its last start went on from a template instead of booting.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warm: bool,
     /// When it was created, UTC, in milliseconds since 1970.
     pub created_at_ms: u64,
     /// When it last came to run, UTC, in milliseconds since 1970.

@@ -154,6 +154,12 @@ pub struct MachineRecord {
     /// Its disk is to be kept as the snapshot `initial` before anything runs on it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_initial: bool,
+    /// It boots also where it could start warm.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cold: bool,
+    /// Its last start went on from a template instead of booting.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warm: bool,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -268,7 +274,7 @@ pub struct SnapshotRecord {
 }
 
 /// What a machine's memory depends on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fit {
     /// Version of the VMM.
     pub vmm: String,

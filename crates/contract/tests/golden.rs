@@ -129,6 +129,8 @@ fn machine_record() -> MachineRecord {
         snapshots: 0,
         resume_from: None,
         keep_initial: false,
+        cold: false,
+        warm: false,
     }
 }
 
@@ -185,6 +187,14 @@ fn records_of_format_1() {
         "record-machine-1-restart.json",
         &MachineRecord {
             lifetime: comes_back(),
+            ..machine_record()
+        },
+    );
+    check(
+        "record-machine-1-warm.json",
+        &MachineRecord {
+            cold: true,
+            warm: true,
             ..machine_record()
         },
     );
@@ -274,6 +284,7 @@ fn machines() {
         lifetime: Lifetime::default(),
         expires_at_ms: None,
         starts: record.starts,
+        warm: false,
         created_at_ms: record.created_at_ms,
         started_at_ms: record.started_at_ms,
         operation: Some(id("op")),

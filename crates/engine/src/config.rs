@@ -45,6 +45,8 @@ pub struct EngineConfig {
     pub pool: PoolMode,
     /// Free disk of the data directory that no new machine or image may touch, in MiB; a pool does not grow into it.
     pub disk_reserve_mib: u64,
+    /// The most that templates for warm starts hold, in MiB; 0: machines boot.
+    pub templates_max_mib: u64,
     /// The largest image, unpacked, in bytes.
     pub image_max_bytes: u64,
     /// The most console output kept per machine, in bytes.
@@ -203,6 +205,7 @@ pub(crate) mod tests {
             pool: PoolMode::Off,
             disk_reserve_mib: 1024,
             image_max_bytes: 20 << 30,
+            templates_max_mib: 0,
             console_bytes: 1 << 20,
             boot_timeout_ms: 60_000,
             reach: Reach {

@@ -14,6 +14,8 @@ pub const ADOPT: Duration = Duration::from_secs(10);
 pub const CLOSED: Duration = Duration::from_secs(1);
 /// Opening a connection to an agent that answered before.
 pub const RECONNECT: Duration = Duration::from_secs(20);
+/// From a warm start until the agent answers; a machine that takes longer boots instead.
+pub const WARM: Duration = Duration::from_secs(30);
 /// Pausing a VMM, or letting it go on.
 pub const PAUSE: Duration = Duration::from_secs(10);
 /// From the answer of a guest that it is frozen until it is paused: it thaws by itself after ten seconds.

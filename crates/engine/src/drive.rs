@@ -21,12 +21,14 @@ use crate::lifetime::{self, Due};
 use crate::phases::Phases;
 use crate::plan::{self, Facts, Life, Step};
 use crate::rows::Current;
+use crate::warm::Shape;
 use crate::{Error, deadline, network, prepare};
 
 mod greet;
 mod initial;
 mod note;
 mod snapshot;
+mod warm;
 
 use snapshot::Beginning;
 
@@ -60,6 +62,12 @@ pub(crate) struct Driver {
     may_be_paused: bool,
     /// Its disk was just made, and nothing has run on it since.
     fresh_disk: bool,
+    /// The template that its present start goes on from.
+    warm: Option<String>,
+    /// What it could be kept as a template of, once it has booted.
+    shape: Option<Shape>,
+    /// It could not go on from its template.
+    boots: bool,
     /// Failures of steps in a row.
     failures: u32,
     /// It has ended by itself and is to run again.
@@ -85,6 +93,9 @@ impl Driver {
             booted: false,
             may_be_paused: false,
             fresh_disk: false,
+            warm: None,
+            shape: None,
+            boots: false,
             failures: 0,
             comes_back: false,
             returns: 0,
@@ -249,8 +260,7 @@ impl Driver {
             Step::Rest => Ok(()),
             Step::Prepare => self.prepare(&current.record).await,
             Step::KeepInitial => self.keep_initial(&current.record).await,
-            Step::Boot => self.boot(&current.record).await,
-            Step::Greet => self.greet(&current.record).await,
+            Step::Boot | Step::Greet => self.start(step, &current.record).await,
             Step::Pause => self.pause().await,
             Step::Snapshot => self.snapshot(&current.record).await,
             Step::Restore => self.restore(&current.record).await,
@@ -271,7 +281,7 @@ impl Driver {
         let started = Instant::now();
         if let Some(origin) = &record.origin {
             self.prepare_from(record, origin).await?;
-        } else {
+        } else if !self.prepare_warm(record).await {
             let disk = match self.runtime.root() {
                 Root::Disk => Some(self.shared.image_disk(&record.image)),
                 Root::Layer | Root::Elsewhere => None,

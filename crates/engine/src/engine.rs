@@ -30,6 +30,7 @@ use crate::operations::Running;
 use crate::ports::Doors;
 use crate::prepare::{erase_dir, io_error, sweep_shared};
 use crate::rows::{self, Cell, Current, Instance, SlotRow};
+use crate::warm::Templates;
 use crate::{EngineConfig, Error, Principal, deadline, expose, images, inventory, keys, pool};
 
 /// Characters of an instance's tag.
@@ -37,6 +38,7 @@ const TAG_ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
 /// Directories that lie where disks do, by reflinks and renames between them.
 pub(crate) const MACHINES: &str = "machines";
 pub(crate) const IMAGES: &str = "images";
+pub(crate) const TEMPLATES: &str = "templates";
 pub(crate) const SNAPSHOTS: &str = "snapshots";
 pub(crate) const UPLOADS: &str = "uploads";
 /// Attempts at the lock of a data directory after the first.
@@ -112,6 +114,8 @@ pub(crate) struct Shared {
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
     fleet: Mutex<Fleet>,
+    /// What machines can start warm from.
+    pub templates: Templates,
     /// Where disks lie, if that is not the data directory itself.
     pub pool: Option<Pool>,
     /// Held as long as the engine lives: one server per data directory.
@@ -215,6 +219,11 @@ pub(crate) fn snapshots_dir(data_dir: &Path) -> PathBuf {
     place(data_dir).join(SNAPSHOTS)
 }
 
+/// What machines start warm from: a cache.
+pub(crate) fn templates_dir(data_dir: &Path) -> PathBuf {
+    place(data_dir).join(TEMPLATES)
+}
+
 /// Uploads, half-made images and snapshots: everything in it is dropped at start.
 pub(crate) fn spool_dir(data_dir: &Path) -> PathBuf {
     place(data_dir).join("tmp")
@@ -239,6 +248,7 @@ impl Engine {
             &machines_dir(&config.data_dir),
             &images_dir(&config.data_dir),
             &snapshots_dir(&config.data_dir),
+            &templates_dir(&config.data_dir),
             &uploads_dir(&config.data_dir),
             &config.cache_dir,
         ] {
@@ -279,6 +289,7 @@ impl Engine {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             fleet: Mutex::default(),
+            templates: Templates::new(),
             pool,
             _lock: lock,
         });
@@ -401,6 +412,7 @@ impl Engine {
         });
         self.spawn(shared.kernel.clone().warm());
         self.spawn(self.clone().empty_trash());
+        self.spawn(self.clone().load_templates());
         self.spawn(self.clone().keep_house());
         self.spawn(self.clone().keep_pool());
         info!(

@@ -149,6 +149,7 @@ impl Engine {
         let dir = shared.image_dir(&found.id);
         blocking("erase the image", move || erase_dir(&dir)).await?;
         shared.remove_outside_of(found.id.as_str()).await;
+        shared.drop_templates_of(&found.id).await;
         Ok(())
     }
 

@@ -39,6 +39,7 @@ mod prepare;
 mod rows;
 mod snapshots;
 mod wait;
+mod warm;
 
 pub use config::{
     EngineConfig, Kernels, Mode, NamedKernel, NetworkConfig, Reach, RuntimeOptions, Urls,

@@ -266,6 +266,8 @@ impl Engine {
             snapshots: 0,
             resume_from: base.resume_from,
             keep_initial: request.snapshot_initial,
+            cold: request.cold,
+            warm: false,
         };
         let key = rows::machine(&id);
         let name_key = rows::machine_name(&who.owner, &name);

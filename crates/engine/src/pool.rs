@@ -7,7 +7,7 @@ use hutch_disk::pool::{self, Pool, Settings, Storage};
 use tracing::{info, warn};
 
 use crate::drive::blocking;
-use crate::engine::{Engine, IMAGES, MACHINES, SNAPSHOTS, Shared, UPLOADS};
+use crate::engine::{Engine, IMAGES, MACHINES, SNAPSHOTS, Shared, TEMPLATES, UPLOADS};
 use crate::{EngineConfig, Error, deadline};
 
 /// A finding without its area: level, words, hint.
@@ -17,7 +17,7 @@ fn settings(config: &EngineConfig) -> Settings {
     Settings {
         mode: config.pool,
         reserve: config.disk_reserve_mib << 20,
-        contents: &[MACHINES, IMAGES, SNAPSHOTS, UPLOADS],
+        contents: &[MACHINES, IMAGES, SNAPSHOTS, TEMPLATES, UPLOADS],
     }
 }
 

@@ -183,6 +183,7 @@ impl Current {
             lifetime: record.lifetime.clone(),
             expires_at_ms: record.expires_at_ms,
             starts: record.starts,
+            warm: record.warm,
             created_at_ms: record.created_at_ms,
             started_at_ms: record.started_at_ms,
             operation: record.work.as_ref().map(|work| work.operation().clone()),
@@ -341,6 +342,8 @@ pub(crate) mod tests {
             snapshots: 0,
             resume_from: None,
             keep_initial: false,
+            cold: false,
+            warm: false,
         }
     }
 }

@@ -192,6 +192,8 @@ pub struct Limits {
     pub disk_reserve_mib: u64,
     /// The largest image.
     pub image_max_gib: u64,
+    /// The most that is kept for warm starts.
+    pub templates_mib: u64,
     /// Console output kept per machine.
     pub console_kib: u64,
     /// From power-on to the agent's first answer.
@@ -334,6 +336,7 @@ impl Config {
             },
             disk_reserve_mib: self.limits.disk_reserve_mib,
             image_max_bytes: self.limits.image_max_gib << 30,
+            templates_max_mib: self.limits.templates_mib,
             console_bytes: self.limits.console_kib << 10,
             boot_timeout_ms: self.limits.boot_timeout_ms,
             reach: self.gateway.reach(None),

@@ -70,7 +70,12 @@ fn facts(machine: &Machine) -> Vec<(&'static str, String)> {
     facts.extend(machine.started_at_ms.map(|at| {
         (
             "started",
-            format!("{} ago, {} in all", age(at), machine.starts),
+            format!(
+                "{} ago, {}, {} in all",
+                age(at),
+                if machine.warm { "warm" } else { "booted" },
+                machine.starts
+            ),
         )
     }));
     facts.extend(life(machine).map(|life| ("lives", life)));

@@ -24,6 +24,8 @@ impl Driver {
         let (ran, booted) = (plan::came_to_run(record), self.booted);
         let limit = if ran && !booted {
             deadline::RECONNECT
+        } else if self.warm.is_some() {
+            deadline::WARM
         } else {
             Duration::from_millis(self.shared.config.boot_timeout_ms)
         };
@@ -37,6 +39,7 @@ impl Driver {
             }
         };
         self.clock.phase("agent", started);
+        let session = self.keep_as_template(record, session).await?;
         let started = Instant::now();
         let mut unapplied = record.unapplied.clone();
         // A copy says of itself what its parent was told; it hears who it is before anything of the user's runs in it.
@@ -59,7 +62,7 @@ impl Driver {
             // Its clock stood still, or all of it; or another server ended while it was being frozen.
             session.thaw(self.shared.now_ms() as i64).await?;
         }
-        let timings = self.clock.list();
+        let (timings, warm) = (self.clock.list(), self.warm.is_some());
         self.machine
             .cell
             .update(|record| {
@@ -71,6 +74,7 @@ impl Driver {
                     record.starts += 1;
                     record.started_at_ms = Some(self.shared.now_ms());
                     record.timings = timings;
+                    record.warm = warm;
                 }
                 record.unapplied = unapplied;
                 if record.wanted == Wanted::Running && !record.restart {
@@ -80,6 +84,7 @@ impl Driver {
             })
             .await?;
         self.booted = false;
+        self.warm = None;
         self.may_be_paused = false;
         if record.observed == Observed::Absent {
             self.release_origin(record).await;

@@ -42,7 +42,7 @@ pub(super) enum Beginning {
 }
 
 /// In a machine's directory: links to the files of the snapshot that its memory came from.
-const FROM: &str = "from";
+pub(super) const FROM: &str = "from";
 /// The same of the one that it is being put back to.
 const FROM_NEXT: &str = "from.new";
 
@@ -106,7 +106,7 @@ impl Driver {
     }
 
     /// Everything that the machine stands still for. Answers since when what runs in it did.
-    async fn take(
+    pub(super) async fn take(
         &mut self,
         record: &MachineRecord,
         begun: &SnapshotRecord,
@@ -327,7 +327,9 @@ impl Driver {
     pub(super) async fn beginning(&mut self, record: &MachineRecord) -> Result<Beginning, Error> {
         let fresh = std::mem::take(&mut self.fresh_disk);
         let dir = self.dir.clone();
-        if record.resume_from.is_none() {
+        // A template is what it was prepared from a moment ago, or nothing.
+        self.warm = self.warm.take().filter(|_| fresh);
+        if record.resume_from.is_none() && self.warm.is_none() {
             self.file_work("drop old memory", move || erase_dir(&dir.file(FROM)))
                 .await?;
             return Ok(Beginning::Cold);

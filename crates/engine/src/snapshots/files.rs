@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hutch_contract::record::{Fit, SnapshotFile, SnapshotRecord};
@@ -48,6 +49,27 @@ pub(crate) fn publish(
     hutch_disk::write_atomic(&stage.join(MANIFEST), &manifest, 0o400)?;
     record.manifest_sha256 = keys::sha256_hex(&manifest);
     hutch_disk::publish_dir(stage, target)?;
+    Ok(record)
+}
+
+/// Looks whether the directory holds exactly what its own manifest says, byte for byte, and returns that.
+///
+/// # Errors
+/// [`Error::SnapshotBroken`].
+pub(crate) fn verify_whole(dir: &Path, cancel: &AtomicBool) -> Result<SnapshotRecord, Error> {
+    let broken = |problem: String| Error::SnapshotBroken {
+        name: dir.display().to_string(),
+        problem,
+    };
+    let text = fs::read(dir.join(MANIFEST));
+    let text = text.map_err(|error| broken(format!("{MANIFEST} cannot be read: {error}")))?;
+    let record: SnapshotRecord = serde_json::from_slice(&text)
+        .map_err(|error| broken(format!("{MANIFEST} makes no sense: {error}")))?;
+    let record = SnapshotRecord {
+        manifest_sha256: keys::sha256_hex(&text),
+        ..record
+    };
+    verify(dir, &record, cancel)?;
     Ok(record)
 }
 
@@ -186,6 +208,11 @@ pub(crate) fn misfit(then: &Fit, now: &Fit) -> Option<String> {
 
 /// The host's processor: its name, and a digest of what decides whether memory of one fits the other.
 pub(crate) fn cpu() -> String {
+    static CPU: OnceLock<String> = OnceLock::new();
+    CPU.get_or_init(read_cpu).clone()
+}
+
+fn read_cpu() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
         let line = text

@@ -103,6 +103,7 @@ impl Home {
             pool: PoolMode::Off,
             disk_reserve_mib: 0,
             image_max_bytes: 1 << 30,
+            templates_max_mib: 1 << 10,
             console_bytes: 64 * 1024,
             boot_timeout_ms: 30_000,
             reach: Reach {

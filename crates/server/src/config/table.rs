@@ -79,7 +79,7 @@ const fn key(path: &'static str, shape: Shape, also: &'static [&'static str]) ->
 }
 
 /// All of them.
-pub(super) const KEYS: [Key; 56] = [
+pub(super) const KEYS: [Key; 57] = [
     key("listen", Shape::Text, &[]),
     key("data_dir", Shape::Text, &["DATA_DIR"]),
     key("cache_dir", Shape::Text, &[]),
@@ -167,6 +167,7 @@ pub(super) const KEYS: [Key; 56] = [
     key("limits.memory_floor_mib", Shape::Number(0..=1 << 24), &[]),
     key("limits.disk_reserve_mib", Shape::Number(0..=1 << 30), &[]),
     key("limits.image_max_gib", Shape::Number(1..=16_384), &[]),
+    key("limits.templates_mib", Shape::Number(0..=1 << 30), &[]),
     key("limits.console_kib", Shape::Number(16..=1 << 20), &[]),
     key(
         "limits.boot_timeout_ms",
