@@ -295,6 +295,26 @@ impl pb::agent_server::Agent for Connection {
         answer(files::blocking(make).await.map(|()| pb::MakeDirReply {}))
     }
 
+    async fn r#move(&self, request: Request<pb::MoveRequest>) -> Reply<pb::MoveReply> {
+        let request = request.into_inner();
+        let (from, to) = (self.path(&request.from)?, self.path(&request.to)?);
+        let rename = move || files::change::rename(&from, &to, request.keep_existing);
+        answer(files::blocking(rename).await.map(|()| pb::MoveReply {}))
+    }
+
+    async fn change(&self, request: Request<pb::ChangeRequest>) -> Reply<pb::ChangeReply> {
+        let request = request.into_inner();
+        let path = self.path(&request.path)?;
+        let change = move || files::change::change(&path, &request);
+        answer(files::blocking(change).await.map(|()| pb::ChangeReply {}))
+    }
+
+    async fn walk(&self, request: Request<pb::WalkRequest>) -> Reply<pb::WalkReply> {
+        let request = request.into_inner();
+        let path = self.path(&request.path)?;
+        answer(files::blocking(move || files::walk::page(&path, &request)).await)
+    }
+
     async fn dial(&self, request: Request<Streaming<pb::DialRequest>>) -> Reply<Self::DialStream> {
         self.configured()?;
         let place = self.dials.clone().try_acquire_owned();

@@ -4,11 +4,13 @@
 //! Paths come from the host, which may do anything in the guest; what is defended against are trees made by the
 //! guest's users: links swapped while we walk, endless depth, fifos that would block, directories without an end.
 
+pub mod change;
+pub mod glob;
 pub mod read;
 pub mod remove;
+pub mod walk;
 pub mod write;
 
-use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -16,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use hutch_guest::{limits, pb};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use tonic::Status;
 
@@ -116,26 +118,7 @@ pub fn list(path: &Path, after: &[u8], limit: u32) -> Result<pb::ListDirReply, S
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(&failed)?;
-    let mut names: BTreeSet<Vec<u8>> = BTreeSet::new();
-    let mut more = false;
-    for entry in Dir::read_from(&dir).map_err(&failed)? {
-        let entry = entry.map_err(&failed)?;
-        let name = entry.file_name().to_bytes();
-        let in_page =
-            names.len() < limit as usize || names.last().is_some_and(|last| name < last.as_slice());
-        if is_dots(entry.file_name()) || name <= after {
-            continue;
-        }
-        if !in_page {
-            more = true;
-            continue;
-        }
-        names.insert(name.to_owned());
-        if names.len() > limit as usize {
-            names.pop_last();
-            more = true;
-        }
-    }
+    let (names, mut more) = walk::names(&dir, after, limit as usize).map_err(&failed)?;
     let mut entries = Vec::new();
     let mut bytes = 0;
     for name in names {

@@ -4,6 +4,7 @@
 //! server is and with which key.
 
 mod error;
+mod files;
 mod routes;
 mod snapshots;
 mod sse;
@@ -22,7 +23,8 @@ use serde::de::DeserializeOwned;
 use crate::error::ErrorBody;
 
 pub use error::Error;
-pub use routes::{Until, Upload};
+pub use files::Upload;
+pub use routes::Until;
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

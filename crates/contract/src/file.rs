@@ -23,6 +23,9 @@ pub enum FileKind {
 pub struct FileInfo {
     /// Its name without the directory; bytes that are not UTF-8 are replaced.
     pub name: String,
+    /// Its path, beginning with the one that was asked for; there where a list may be of several directories.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
     /// What it is.
     pub kind: FileKind,
     /// Its size in bytes.
@@ -44,6 +47,6 @@ pub struct FileInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Written {
-    /// Bytes that the file now has.
+    /// Bytes that were written.
     pub size_bytes: u64,
 }

@@ -545,6 +545,7 @@ fn commands_and_files() {
         "file.json",
         &FileInfo {
             name: "passwd".into(),
+            path: None,
             kind: FileKind::File,
             size_bytes: 9,
             mode: 0o644,

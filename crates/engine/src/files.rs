@@ -1,5 +1,9 @@
 //! Files in machines. Paths are the guest's and resolved there; the host only passes bytes on.
 
+mod tree;
+
+pub use tree::{ChangeFile, ListFiles};
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -7,7 +11,6 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use hutch_contract::file::{FileInfo, FileKind, Written};
-use hutch_contract::page::Page;
 use hutch_guest::session;
 use hutch_runtime::MachineDir;
 use hutch_runtime::ring::{Follower, RingReader};
@@ -17,7 +20,7 @@ use crate::access::{self, Access};
 use crate::drive::blocking;
 use crate::exec::ready;
 use crate::lifetime::Used;
-use crate::{Engine, Error, Principal, machines, prepare};
+use crate::{Engine, Error, Principal, prepare};
 
 /// Longest path in bytes, as Linux has it (`PATH_MAX`).
 const MAX_PATH: usize = 4096;
@@ -47,6 +50,8 @@ pub struct WriteFile {
     pub make_parents: bool,
     /// Bytes to come, when known: then a file that ends early is not put in place.
     pub size: Option<u64>,
+    /// Add to the file that is there: then what has arrived is in it.
+    pub append: bool,
 }
 
 impl Engine {
@@ -70,7 +75,7 @@ impl Engine {
         })
     }
 
-    /// Writes a file from `bytes`; it appears in its place when all of them have arrived.
+    /// Writes a file from `bytes`; it appears in its place when all of them have arrived, unless they are added to it.
     ///
     /// # Errors
     /// What the guest says of the path; that the machine does not run; that the upload broke off.
@@ -90,6 +95,7 @@ impl Engine {
             owner: file.owner.unwrap_or_default(),
             make_parents: file.make_parents,
             size: file.size,
+            append: file.append,
         };
         let size_bytes = session.write_file(&open, bytes).await?;
         Ok(Written { size_bytes })
@@ -109,31 +115,6 @@ impl Engine {
         Ok(info(session.stat(path, false).await?))
     }
 
-    /// Lists a directory in pages, by name.
-    ///
-    /// # Errors
-    /// What the guest says of the path; that the machine does not run.
-    pub async fn list_files(
-        &self,
-        who: &Principal,
-        reference: &str,
-        path: &str,
-        cursor: Option<&str>,
-        limit: u32,
-    ) -> Result<Page<FileInfo>, Error> {
-        machines::page_limit(limit)?;
-        let session = self.files_of(who, Access::Read, reference, path).await?;
-        let page = session
-            .list_dir(path, cursor.unwrap_or_default().as_bytes(), limit)
-            .await?;
-        let items: Vec<_> = page.entries.into_iter().map(info).collect();
-        let next = page
-            .more
-            .then(|| items.last().map(|last| last.name.clone()))
-            .flatten();
-        Ok(Page { items, next })
-    }
-
     /// Removes a file, or a directory with all in it.
     ///
     /// # Errors
@@ -149,7 +130,7 @@ impl Engine {
         Ok(session.remove(path, recursive).await?)
     }
 
-    /// Makes a directory.
+    /// Makes a directory; 0755 where no mode is given.
     ///
     /// # Errors
     /// What the guest says of the path; that the machine does not run.
@@ -158,10 +139,12 @@ impl Engine {
         who: &Principal,
         reference: &str,
         path: &str,
+        mode: Option<u32>,
         parents: bool,
     ) -> Result<(), Error> {
         let session = self.files_of(who, Access::Write, reference, path).await?;
-        Ok(session.make_dir(path, 0o755, parents).await?)
+        let mode = mode.unwrap_or(0o755);
+        Ok(session.make_dir(path, mode, parents).await?)
     }
 
     async fn files_of(
@@ -172,12 +155,7 @@ impl Engine {
         path: &str,
     ) -> Result<Used<session::Session>, Error> {
         access::check(who, access)?;
-        if path.is_empty() || path.len() > MAX_PATH || path.contains('\0') {
-            return Err(Error::invalid(
-                "path",
-                format!("must have 1 to {MAX_PATH} bytes and no NUL"),
-            ));
-        }
+        check_path("path", path)?;
         let machine = self.find_machine(who, reference)?;
         ready(&machine, "reach its files").await
     }
@@ -225,6 +203,14 @@ impl Engine {
     }
 }
 
+fn check_path(field: &'static str, path: &str) -> Result<(), Error> {
+    if path.is_empty() || path.len() > MAX_PATH || path.contains('\0') {
+        let must = format!("must have 1 to {MAX_PATH} bytes and no NUL");
+        return Err(Error::invalid(field, must));
+    }
+    Ok(())
+}
+
 /// Follows a console that may not be there before the machine is started.
 async fn follow_from(path: &Path, from: u64) -> std::io::Result<Follower> {
     loop {
@@ -244,10 +230,14 @@ fn all_output(path: &Path, from: u64) -> Result<Bytes, Error> {
     }
 }
 
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
 fn info(found: session::FileInfo) -> FileInfo {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     FileInfo {
         name: text(&found.name),
+        path: None,
         kind: match found.kind {
             session::FileKind::File => FileKind::File,
             session::FileKind::Directory => FileKind::Directory,

@@ -51,7 +51,7 @@ pub use engine::Engine;
 pub use error::Error;
 pub use exec::{ExecOutput, Execution};
 pub use expose::{Published, Reached, TokenFor};
-pub use files::{FileBytes, WriteFile};
+pub use files::{ChangeFile, FileBytes, ListFiles, WriteFile};
 pub use fork::Fork;
 pub use hutch_disk::pool::Mode as PoolMode;
 pub use hutch_net::cidr::Cidr;

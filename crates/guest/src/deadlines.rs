@@ -22,6 +22,12 @@ pub const STAT: Duration = Duration::from_secs(15);
 pub const LIST_DIR: Duration = Duration::from_secs(30);
 /// A whole tree may have to go.
 pub const REMOVE: Duration = Duration::from_secs(120);
+/// A rename.
+pub const MOVE: Duration = Duration::from_secs(15);
+/// A whole tree may have to be changed.
+pub const CHANGE: Duration = Duration::from_secs(120);
+/// One page of a walk, which looks at a bounded number of names.
+pub const WALK: Duration = Duration::from_secs(60);
 /// Making directories.
 pub const MAKE_DIR: Duration = Duration::from_secs(15);
 /// A guest that takes no more of a file being written, or does not confirm it once it has all.

@@ -47,9 +47,7 @@ pub enum Error {
         message: String,
     },
     /// The agent was made before this call was.
-    #[error(
-        "the agent in the machine does not know {call}: it is of generation {has}, not {needs}"
-    )]
+    #[error("the machine's agent is too old for {call}: it is of generation {has}, not {needs}")]
     TooOld {
         /// The call, as named in the schema.
         call: &'static str,
@@ -130,7 +128,7 @@ impl Error {
             | Self::Refused {
                 kind: Kind::Unsupported,
                 ..
-            } => Some("the machine runs an older agent; recreate it from a newer image".into()),
+            } => Some("restart the machine: it then has the agent of this server".into()),
             _ => None,
         }
     }

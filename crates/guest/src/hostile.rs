@@ -23,7 +23,7 @@ pub enum Behaviour {
     /// called `quiet` never ends. A file `/zeros/N` has N zeros. The directory has the entries `a` and `b`. A connection
     /// to port 7 echoes, to 19 sends for ever, to any other says that nothing listens.
     Honest,
-    /// Hello: generation 1, which has no Dial.
+    /// Hello: generation 1, which has no Dial and nothing after it.
     GenerationOne,
     /// Takes everything, says nothing.
     Silent,
@@ -67,7 +67,9 @@ pub enum Behaviour {
     MiscountsUpload,
     /// Every page of a directory is the same, and there is always more.
     EndlessDirectory,
-    /// File names with slashes.
+    /// Every page of a walk ends where it began.
+    EndlessWalk,
+    /// File names with slashes, and paths that lead upwards.
     PathsAsNames,
     /// Refuses with a text full of control characters.
     RudeRefusal,
@@ -481,6 +483,33 @@ impl Agent for Double {
     async fn make_dir(&self, _: Request<pb::MakeDirRequest>) -> Reply<pb::MakeDirReply> {
         self.misbehave().await?;
         Ok(Response::new(Default::default()))
+    }
+
+    async fn r#move(&self, _: Request<pb::MoveRequest>) -> Reply<pb::MoveReply> {
+        self.misbehave().await?;
+        Ok(Response::new(Default::default()))
+    }
+
+    async fn change(&self, _: Request<pb::ChangeRequest>) -> Reply<pb::ChangeReply> {
+        self.misbehave().await?;
+        Ok(Response::new(Default::default()))
+    }
+
+    async fn walk(&self, request: Request<pb::WalkRequest>) -> Reply<pb::WalkReply> {
+        self.misbehave().await?;
+        let path = match self.behaviour {
+            Behaviour::PathsAsNames => "../a",
+            _ => "a",
+        };
+        let file = pb::FoundFile {
+            path: path.into(),
+            info: Some(entry("a", 1)),
+        };
+        let after = request.into_inner().after;
+        let endless = self.is(Behaviour::EndlessWalk);
+        let found = Vec::from_iter(Some(file).filter(|_| endless || after.is_empty()));
+        let next = if endless { "a".into() } else { Bytes::new() };
+        Ok(Response::new(pb::WalkReply { found, next }))
     }
 
     async fn dial(&self, request: Request<Streaming<pb::DialRequest>>) -> Reply<Self::DialStream> {

@@ -1,9 +1,11 @@
 //! The numbers that host and agent share, and nothing else. A change here must still work against released agents.
 
 /// The newest protocol generation that this code knows. Generation 0 does not exist.
-pub const GENERATION: u32 = 2;
+pub const GENERATION: u32 = 3;
 /// The generation that brought `Dial`.
 pub const GENERATION_DIAL: u32 = 2;
+/// The generation that brought `Move`, `Change`, `Walk` and writing at a file's end.
+pub const GENERATION_FILES: u32 = 3;
 
 /// HTTP/2 window of one stream, in bytes.
 ///

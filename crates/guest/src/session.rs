@@ -7,6 +7,7 @@ mod dial;
 mod file;
 mod identity;
 mod process;
+mod tree;
 mod upload;
 mod wire;
 
@@ -25,6 +26,7 @@ pub use identity::{Address, Configure, Hello, ShutdownMode, Unapplied};
 pub use process::{
     Chunk, Exit, ExitStatus, Output, OutputStream, Process, PtySize, StartProcess, Stream,
 };
+pub use tree::{Change, Found, Walk, WalkPage};
 
 use crate::limits;
 use wire::Wire;

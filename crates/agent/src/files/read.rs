@@ -16,6 +16,9 @@ use super::{blocking, failed, info};
 /// Bytes fetched by one visit to the blocking pool.
 const FETCH: usize = 8 * limits::CHUNK;
 
+/// `SYSFS_MAGIC` of the kernel.
+const SYSFS: rustix::fs::FsWord = 0x6265_6572;
+
 /// An open file with what of it was asked for.
 pub struct Reading {
     path: PathBuf,
@@ -33,14 +36,26 @@ impl Reading {
     pub fn open(path: PathBuf, offset: u64, length: u64) -> Result<Self, Status> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let fd = rustix::fs::open(&path, flags, Mode::empty()).map_err(failed("open", &path))?;
-        let stat = rustix::fs::fstat(&fd).map_err(failed("stat", &path))?;
+        let mut stat = rustix::fs::fstat(&fd).map_err(failed("stat", &path))?;
+        // What is there says a page, and has less: the host is told nothing, as with those of /proc.
+        if rustix::fs::fstatfs(&fd).is_ok_and(|place| place.f_type == SYSFS) {
+            stat.st_size = 0;
+        }
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {}
             FileType::Directory => return Err(refuse(&path, "is a directory")),
             _ => return Err(refuse(&path, "is not a regular file")),
         }
         let mut file = File::from(fd);
-        if offset > 0 {
+        if i64::try_from(offset).is_err() {
+            return Err(Status::invalid_argument("no file has so many bytes"));
+        }
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let mut left = if length == 0 { u64::MAX } else { length };
+        if size > 0 && offset >= size {
+            // Some file systems refuse to go there.
+            left = 0;
+        } else if offset > 0 {
             file.seek(SeekFrom::Start(offset))
                 .map_err(failed("seek in", &path))?;
         }
@@ -49,7 +64,7 @@ impl Reading {
         Ok(Self {
             path,
             file,
-            left: if length == 0 { u64::MAX } else { length },
+            left,
             fetched: Bytes::new(),
             info: Some(info),
         })

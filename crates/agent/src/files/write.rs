@@ -1,12 +1,13 @@
-//! Writing a file: into a temporary one beside it, put in place by rename only when all of it has arrived.
+//! Writing a file: into a temporary one beside it, put in place by rename only when all of it has arrived. Adding to a
+//! file is the exception: what has arrived is in it.
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::BytesMut;
 use hutch_guest::pb::{self, write_file_chunk::Part};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use tonic::{Status, Streaming};
 
@@ -14,7 +15,7 @@ use super::read::refuse;
 use super::{beside, blocking, failed, make_parents, through_links};
 use crate::accounts;
 
-/// Bytes collected before a visit to the blocking pool.
+/// Bytes collected before a visit to the blocking pool. So much is added to a file at once or not at all.
 const COLLECT: usize = 256 * 1024;
 
 /// A file that is being written. Dropped before [`Writing::finish`], it leaves nothing behind.
@@ -51,6 +52,7 @@ pub async fn receive(
             writing = blocking(move || writing.append(&data)).await?;
         }
     }
+    writing.check_end(collected.len())?;
     blocking(move || writing.append(&collected)?.finish()).await
 }
 
@@ -63,6 +65,9 @@ impl Writing {
             "" => None,
             owner => Some(accounts::find(owner)?),
         };
+        if open.append {
+            return Self::begin_appending(&path, open, owner);
+        }
         let path = through_links(path);
         if let (true, Some(parent)) = (open.make_parents, path.parent()) {
             make_parents(parent)?;
@@ -94,12 +99,86 @@ impl Writing {
         })
     }
 
+    /// Opens a file to add to it, or makes it.
+    fn begin_appending(
+        path: &Path,
+        open: &pb::WriteFileOpen,
+        owner: Option<accounts::Account>,
+    ) -> Result<Self, Status> {
+        if let (true, Some(parent)) = (open.make_parents, path.parent()) {
+            make_parents(parent)?;
+        }
+        let failed = failed("write", path);
+        let mode = match open.mode {
+            0 => 0o644,
+            mode => mode & 0o7777,
+        };
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CLOEXEC;
+        let there = || {
+            let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
+            rustix::fs::open(path, flags, Mode::empty())
+        };
+        let (fd, is_new) = match there() {
+            Err(Errno::NOENT) => {
+                let flags = flags | OFlags::CREATE | OFlags::EXCL;
+                match rustix::fs::open(path, flags, Mode::from_raw_mode(0o600)) {
+                    // Somebody else was faster, or it is a link to nowhere.
+                    Err(Errno::EXIST) => (there().map_err(&failed)?, false),
+                    made => (made.map_err(&failed)?, true),
+                }
+            }
+            // Nobody reads that pipe.
+            Err(Errno::NXIO) => return Err(refuse(path, "is not a regular file")),
+            opened => (opened.map_err(&failed)?, false),
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(&failed)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(refuse(path, "is not a regular file"));
+        }
+        let writing = Self {
+            path: path.to_owned(),
+            temporary: None,
+            file: fd.into(),
+            mode,
+            owner,
+            written: 0,
+            declared: open.size,
+        };
+        if is_new {
+            writing.set_attributes()?;
+        }
+        Ok(writing)
+    }
+
+    fn set_attributes(&self) -> Result<(), Status> {
+        let failed = failed("write", &self.path);
+        if let Some(owner) = &self.owner {
+            let identity = &owner.identity;
+            rustix::fs::fchown(&self.file, Some(identity.uid), Some(identity.gid))
+                .map_err(&failed)?;
+        }
+        // After the change of owner, which clears the set-user-id bits.
+        rustix::fs::fchmod(&self.file, Mode::from_raw_mode(self.mode)).map_err(failed)
+    }
+
     /// Refuses more than was declared as soon as it comes.
     fn check(&self, pending: usize) -> Result<(), Status> {
         let size = self.written + pending as u64;
         match self.declared {
             Some(declared) if size > declared => Err(Status::invalid_argument(format!(
                 "{}: more than the {declared} bytes that were declared",
+                self.path.display(),
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses fewer than were declared.
+    fn check_end(&self, pending: usize) -> Result<(), Status> {
+        let size = self.written + pending as u64;
+        match self.declared {
+            Some(declared) if size != declared => Err(Status::invalid_argument(format!(
+                "{}: {size} bytes came, {declared} were declared",
                 self.path.display(),
             ))),
             _ => Ok(()),
@@ -115,27 +194,14 @@ impl Writing {
     }
 
     fn finish(mut self) -> Result<u64, Status> {
-        if let Some(declared) = self.declared.filter(|declared| *declared != self.written) {
-            return Err(Status::invalid_argument(format!(
-                "{}: {} bytes came, {declared} were declared",
-                self.path.display(),
-                self.written,
-            )));
+        if self.temporary.is_some() {
+            self.set_attributes()?;
         }
-        let Some(temporary) = self.temporary.as_ref() else {
-            return Ok(self.written);
-        };
         let failed = failed("write", &self.path);
-        if let Some(owner) = &self.owner {
-            let identity = &owner.identity;
-            rustix::fs::fchown(&self.file, Some(identity.uid), Some(identity.gid))
-                .map_err(|errno| failed(errno.into()))?;
-        }
-        // After the change of owner, which clears the set-user-id bits.
-        rustix::fs::fchmod(&self.file, Mode::from_raw_mode(self.mode))
-            .map_err(|errno| failed(errno.into()))?;
         self.file.sync_all().map_err(&failed)?;
-        std::fs::rename(temporary, &self.path).map_err(&failed)?;
+        if let Some(temporary) = &self.temporary {
+            std::fs::rename(temporary, &self.path).map_err(failed)?;
+        }
         self.temporary = None;
         Ok(self.written)
     }

@@ -364,6 +364,60 @@ async fn a_huge_directory_comes_in_pages_in_order() {
 }
 
 #[tokio::test]
+async fn what_is_added_stands_at_the_end_of_what_was_there() {
+    let agent = Agent::start();
+    let mut client = agent.client().await;
+    let append = |path: &str| pb::WriteFileOpen {
+        append: true,
+        ..open(path)
+    };
+    let made = pb::WriteFileOpen {
+        mode: 0o600,
+        ..append("log")
+    };
+    assert_eq!(write(&mut client, made, b"one ").await.unwrap(), 4);
+    symlink("log", agent.root().join("link")).unwrap();
+    let kept = pb::WriteFileOpen {
+        mode: 0o777,
+        ..append("link")
+    };
+    write(&mut client, kept, b"two ").await.unwrap();
+    let log = agent.root().join("log");
+    let inode = std::fs::metadata(&log).unwrap().ino();
+    let much = vec![b'x'; 1_000_000];
+    write(&mut client, append("log"), &much).await.unwrap();
+    let meta = std::fs::metadata(&log).unwrap();
+    assert_eq!(
+        (meta.mode() & 0o7777, meta.ino(), meta.len()),
+        (0o600, inode, 1_000_008)
+    );
+    assert!(std::fs::read(&log).unwrap().starts_with(b"one two xxx"));
+    // A little that does not come whole is not added at all.
+    for wrong in [2, 4] {
+        let wrong = pb::WriteFileOpen {
+            size: Some(wrong),
+            ..append("log")
+        };
+        let refused = write(&mut client, wrong, b"new").await;
+        assert_eq!(code(refused), Code::InvalidArgument);
+    }
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), 1_000_008);
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        agent.root().join("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
+    for special in ["/dev/null", "fifo", "."] {
+        let refused = write(&mut client, append(special), b"x").await;
+        assert_eq!(code(refused), Code::FailedPrecondition, "{special}");
+    }
+    assert_eq!(entries(&agent).len(), 3, "nothing temporary");
+}
+
+#[tokio::test]
 async fn directories_are_made_and_trees_removed() {
     let agent = Agent::start();
     let mut client = agent.client().await;

@@ -7,5 +7,6 @@ mod dial;
 mod files;
 mod harness;
 mod output;
+mod paths;
 mod processes;
 mod serial;

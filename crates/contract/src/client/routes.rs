@@ -9,7 +9,6 @@ use reqwest::{Method, RequestBuilder, StatusCode};
 use super::{Body, Client, Download, Error, decode, sse, stream};
 use crate::exec::{Exec, ExecEvent, ExecResult};
 use crate::expose::{ChangeMachine, MintToken, Port, PublishPort, UrlToken};
-use crate::file::{FileInfo, Written};
 use crate::id::OperationId;
 use crate::image::{Accepted, BootstrapImage, Image, ImportFormat};
 use crate::machine::{CreateMachine, Machine, Status};
@@ -37,21 +36,6 @@ impl Until {
             Until::Gone => "deleted",
         }
     }
-}
-
-/// Where an upload goes.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Upload {
-    /// Absolute path in the machine.
-    pub path: String,
-    /// Permission bits; what the guest gives to a new file when left out.
-    pub mode: Option<u32>,
-    /// `user` or `user:group`.
-    pub owner: Option<String>,
-    /// Make missing directories above it.
-    pub parents: bool,
-    /// How many bytes will be sent, when known: the server then refuses a body that breaks off.
-    pub size_bytes: Option<u64>,
 }
 
 /// Adds `name=value` where there is a value.
@@ -82,7 +66,7 @@ pub(super) fn waiting(
 }
 
 /// Sends raw bytes.
-fn raw(request: RequestBuilder, size_bytes: Option<u64>, body: Body) -> RequestBuilder {
+pub(super) fn raw(request: RequestBuilder, size_bytes: Option<u64>, body: Body) -> RequestBuilder {
     let request = request
         .header(CONTENT_TYPE, "application/octet-stream")
         .body(reqwest::Body::wrap_stream(body));
@@ -344,112 +328,6 @@ impl Client {
             .insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
         let request = RequestBuilder::from_parts(self.http.clone(), request);
         Ok(sse::events(stream(self.send(request).await?)))
-    }
-}
-
-/// Files.
-impl Client {
-    /// `GET /v1/machines/{id}/files`: the bytes of a file, or a part of them.
-    pub async fn read_file(
-        &self,
-        reference: &str,
-        path: &str,
-        offset: u64,
-        length: Option<u64>,
-    ) -> Result<Download, Error> {
-        let request = self.file(Method::GET, reference, &["files"], path)?;
-        let request = if offset > 0 {
-            request.query(&[("offset", offset)])
-        } else {
-            request
-        };
-        self.download(optional(request, "length", length)).await
-    }
-
-    /// `PUT /v1/machines/{id}/files`: makes or replaces a file.
-    pub async fn write_file(
-        &self,
-        reference: &str,
-        upload: &Upload,
-        body: Body,
-    ) -> Result<Written, Error> {
-        let request = self.file(Method::PUT, reference, &["files"], &upload.path)?;
-        let request = optional(
-            request,
-            "mode",
-            upload.mode.map(|mode| format!("{mode:04o}")),
-        );
-        let request = optional(request, "owner", upload.owner.as_deref());
-        let request = optional(request, "parents", upload.parents.then_some(true));
-        decode(self.send(raw(request, upload.size_bytes, body)).await?).await
-    }
-
-    /// `DELETE /v1/machines/{id}/files`.
-    pub async fn remove_file(
-        &self,
-        reference: &str,
-        path: &str,
-        recursive: bool,
-    ) -> Result<(), Error> {
-        let request = self.file(Method::DELETE, reference, &["files"], path)?;
-        self.nothing(optional(request, "recursive", recursive.then_some(true)))
-            .await
-    }
-
-    /// `GET /v1/machines/{id}/files/stat`.
-    pub async fn stat_file(&self, reference: &str, path: &str) -> Result<FileInfo, Error> {
-        self.json(
-            self.file(Method::GET, reference, &["files", "stat"], path)?,
-            NO_WAIT,
-        )
-        .await
-    }
-
-    /// `GET /v1/machines/{id}/files/list`: one page of a directory.
-    pub async fn list_files(
-        &self,
-        reference: &str,
-        path: &str,
-        cursor: Option<&str>,
-        limit: Option<u32>,
-    ) -> Result<Page<FileInfo>, Error> {
-        let request = self.file(Method::GET, reference, &["files", "list"], path)?;
-        self.json(
-            optional(optional(request, "cursor", cursor), "limit", limit),
-            NO_WAIT,
-        )
-        .await
-    }
-
-    /// `POST /v1/machines/{id}/files/mkdir`.
-    pub async fn make_dir(&self, reference: &str, path: &str, parents: bool) -> Result<(), Error> {
-        let request = self.file(Method::POST, reference, &["files", "mkdir"], path)?;
-        self.nothing(optional(request, "parents", parents.then_some(true)))
-            .await
-    }
-
-    fn file(
-        &self,
-        method: Method,
-        reference: &str,
-        route: &[&str],
-        path: &str,
-    ) -> Result<RequestBuilder, Error> {
-        Ok(self.of(method, reference, route)?.query(&[("path", path)]))
-    }
-
-    async fn download(&self, request: RequestBuilder) -> Result<Download, Error> {
-        let response = self.send(request).await?;
-        let mode = response
-            .headers()
-            .get("x-hutch-mode")
-            .and_then(|mode| mode.to_str().ok());
-        let mode = mode.and_then(|mode| u32::from_str_radix(mode, 8).ok());
-        Ok(Download {
-            size_bytes: response.content_length(),
-            mode,
-            bytes: stream(response),
-        })
     }
 }
 

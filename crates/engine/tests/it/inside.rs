@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use hutch_contract::error::Kind;
 use hutch_contract::machine::Status;
-use hutch_engine::{ExecOutput, WriteFile};
+use hutch_engine::{ExecOutput, ListFiles, WriteFile};
 use rustix::process::{Signal, kill_process};
 
 use crate::lab::{LONG, Lab, body, sh};
@@ -121,8 +121,33 @@ async fn files_are_written_read_listed_and_removed() {
         part.bytes.try_collect::<Vec<_>>().await.unwrap().concat(),
         b"3456"
     );
-    let page = engine.list_files(who, "a", &deep, None, 10).await.unwrap();
-    assert_eq!(page.items.len(), 1);
+    let list = |depth, pattern: Option<&str>, cursor| ListFiles {
+        path: work.clone(),
+        depth,
+        pattern: pattern.map(str::to_owned),
+        cursor,
+        limit: 1,
+    };
+    let page = engine.list_files(who, "a", list(Some(1), None, None)).await;
+    let page = page.unwrap();
+    assert_eq!((page.items.len(), page.next), (1, None));
+    // The rest of a walk is where its first page ended.
+    let first = engine.list_files(who, "a", list(None, None, None)).await;
+    let first = first.unwrap();
+    assert_eq!(first.items[0].path.as_ref(), Some(&deep));
+    let rest = engine
+        .list_files(who, "a", list(None, None, first.next))
+        .await;
+    assert_eq!(rest.unwrap().items[0].path.as_ref(), Some(&path));
+    let found = engine
+        .list_files(who, "a", list(None, Some("**/f*"), None))
+        .await;
+    assert_eq!(found.unwrap().items[0].path.as_ref(), Some(&path));
+    for cursor in ["%", "../x"] {
+        let wrong = list(None, None, Some(cursor.to_owned()));
+        let refused = engine.list_files(who, "a", wrong).await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Invalid, "{cursor}: {refused}");
+    }
     let missing = engine
         .stat_file(who, "a", &format!("{work}/none"))
         .await

@@ -75,6 +75,14 @@ impl Session {
         })
     }
 
+    /// Refuses what this agent does not know; it would misunderstand some of it.
+    pub(super) fn needs(&self, call: &'static str, needs: u32) -> Result<()> {
+        match self.hello().generation {
+            has if has < needs => Err(Error::TooOld { call, has, needs }),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) async fn slot(&self) -> OwnedSemaphorePermit {
         let slots = self.inner.slots.clone();
         slots

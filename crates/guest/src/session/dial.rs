@@ -45,15 +45,7 @@ impl Session {
     /// address. [`Error::TooOld`] from agents before generation 2, [`Error::Crowded`] when [`limits::DIALS`] connections
     /// are open and none ends in time.
     pub async fn dial(&self, host: &str, port: u16) -> Result<DialStream> {
-        let has = self.hello().generation;
-        if has < limits::GENERATION_DIAL {
-            let needs = limits::GENERATION_DIAL;
-            return Err(Error::TooOld {
-                call: CALL,
-                has,
-                needs,
-            });
-        }
+        self.needs(CALL, limits::GENERATION_DIAL)?;
         let deadline = tokio::time::Instant::now() + deadlines::DIAL;
         let place = self.inner.dials.clone().acquire_owned();
         let place = tokio::time::timeout_at(deadline, place)

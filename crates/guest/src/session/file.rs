@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::{deadlines, limits, pb};
 
 /// Longest name or link target, in bytes.
-const NAME: usize = 4096;
+pub(super) const NAME: usize = 4096;
 /// 9999-12-31, in milliseconds since 1970.
 const LATEST: i64 = 253_402_300_799_999;
 /// Most bytes read from a file that says it is empty: those of /proc do, and have content.
@@ -77,6 +77,8 @@ pub struct WriteFile {
     pub make_parents: bool,
     /// How many bytes will come, where known. Neither more nor fewer are accepted then.
     pub size: Option<u64>,
+    /// Add to the file that is there.
+    pub append: bool,
 }
 
 impl Session {
@@ -123,7 +125,7 @@ impl Session {
     }
 
     /// Writes a file. It appears whole or not at all: not when `content` gives an error, nor when the future is dropped.
-    /// Answers its size.
+    /// With `append`, what has arrived by then is in it. Answers how many bytes were written.
     pub async fn write_file(
         &self,
         file: &WriteFile,
@@ -137,7 +139,11 @@ impl Session {
             owner: file.owner.clone(),
             make_parents: file.make_parents,
             size: file.size,
+            append: file.append,
         };
+        if file.append {
+            self.needs("WriteFile", limits::GENERATION_FILES)?;
+        }
         let (upload, progress) = Upload::new(
             pb::WriteFileChunk {
                 part: Some(Part::Open(open)),
@@ -227,7 +233,7 @@ impl Session {
 }
 
 impl FileInfo {
-    fn check(call: &'static str, info: pb::FileInfo) -> Result<Self> {
+    pub(super) fn check(call: &'static str, info: pb::FileInfo) -> Result<Self> {
         let named = info.name.len() <= NAME && !info.name.iter().any(|byte| b"/\0".contains(byte));
         if !named || info.link_target.len() > NAME {
             return Err(Error::Protocol {

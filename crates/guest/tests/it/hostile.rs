@@ -113,6 +113,9 @@ async fn a_guest_that_never_answers_ends_each_call_at_its_deadline() {
     timeout(session.list_dir("/", b"", 10).await.map(drop));
     timeout(session.remove("/a", false).await);
     timeout(session.make_dir("/a", 0, false).await);
+    timeout(session.move_file("/a", "/b", false).await);
+    timeout(session.change_file(&session::Change::default()).await);
+    timeout(session.walk(&session::Walk::default()).await.map(drop));
     timeout(session.dial("", 7).await.map(drop));
     assert!(!session.is_closed());
 
@@ -199,6 +202,33 @@ async fn lies_about_files_are_found_out() {
     let last = &page.entries.last().unwrap().name;
     lie(session.list_dir("/", last, 10).await);
     lie(session.list_dir("/", b"", 1).await);
+
+    let walk = session::Walk::default();
+    lie(victim(Behaviour::PathsAsNames).await.walk(&walk).await);
+    let session = victim(Behaviour::EndlessWalk).await;
+    let after = session.walk(&walk).await.unwrap().next.unwrap();
+    lie(session.walk(&session::Walk { after, ..walk }).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_agent_is_not_asked_for_what_it_would_misunderstand() {
+    let session = victim(Behaviour::GenerationOne).await;
+    let append = session::WriteFile {
+        append: true,
+        ..Default::default()
+    };
+    let content = stream::iter([Ok(Bytes::from_static(b"x"))]);
+    let refused = [
+        session.write_file(&append, content).await.map(drop),
+        session.move_file("/a", "/b", false).await,
+        session.change_file(&session::Change::default()).await,
+        session.walk(&session::Walk::default()).await.map(drop),
+    ];
+    for refused in refused {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, Error::TooOld { .. }), "{error:?}");
+        assert!(error.hint().unwrap().starts_with("restart the machine"));
+    }
 }
 
 #[tokio::test(start_paused = true)]

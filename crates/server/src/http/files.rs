@@ -1,16 +1,14 @@
-//! `/v1/machines/{id}/files`: bytes in and out, and what there is. Whole files are held nowhere.
+//! `/v1/machines/{id}/files`: bytes in and out, and what there is.
 
-use std::io;
+mod read;
 
-use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use bytes::{Bytes, BytesMut};
-use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt, stream};
-use hutch_contract::file::{FileInfo, FileKind, Written};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use hutch_contract::error::ErrorBody;
+use hutch_contract::file::{FileInfo, Written};
 use hutch_contract::page::{DEFAULT_LIMIT, Page};
-use hutch_engine::{FileBytes, WriteFile};
+use hutch_engine::{ChangeFile, ListFiles, WriteFile};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -18,9 +16,8 @@ use utoipa_axum::routes;
 
 use super::extract::{Caller, Path, Query, Raw};
 use super::{App, Failure};
+use read::Reading;
 
-/// A file that ends within so many bytes is sent with its true length: those in /proc and /sys lie about theirs.
-const PEEK_BYTES: usize = 64 * 1024;
 const MAX_MODE: u32 = 0o7777;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -28,7 +25,11 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(read, write, remove))
         .routes(routes!(stat))
         .routes(routes!(list))
+        .routes(routes!(glob))
         .routes(routes!(mkdir))
+        .routes(routes!(rename))
+        .routes(routes!(chmod))
+        .routes(routes!(chown))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -43,84 +44,43 @@ struct ReadQuery {
     length: Option<u64>,
 }
 
+impl ReadQuery {
+    fn whole(path: &str) -> Self {
+        let path = path.to_owned();
+        Self {
+            path,
+            offset: None,
+            length: None,
+        }
+    }
+}
+
 /// Read a file
+///
+/// HEAD answers with the headers alone. A part of it is named by `offset` and `length`, or by the header `Range` with one
+/// range of bytes.
 #[utoipa::path(get, path = "/v1/machines/{id}/files", tag = "files",
-    params(("id" = String, Path, description = "Id or name."), ReadQuery),
-    responses((status = 200, description = "Its bytes.", body = Vec<u8>, content_type = "application/octet-stream",
-        headers(("x-hutch-mode" = String, description = "Permission bits, octal.")))))]
+    params(("id" = String, Path, description = "Id or name."), ReadQuery,
+        ("range" = Option<String>, Header, description = "One range, such as `bytes=0-499`."),
+        ("if-range" = Option<String>, Header,
+            description = "The `etag` that the file must still have for a range of it to be sent instead of all.")),
+    responses(
+        (status = 200, description = "Its bytes.", body = Vec<u8>, content_type = "application/octet-stream",
+            headers(("x-hutch-mode" = String, description = "Permission bits, octal."),
+                ("etag" = String, description = "Changes with the file."))),
+        (status = 206, description = "The range.", body = Vec<u8>, content_type = "application/octet-stream",
+            headers(("content-range" = String, description = "Which bytes, and of how many."))),
+        (status = 416, description = "The file ends before the range begins.", body = ErrorBody,
+            headers(("content-range" = String, description = "How many bytes there are.")))))]
 async fn read(
     State(app): State<App>,
     Caller(who): Caller,
     Path(id): Path<String>,
     Query(query): Query<ReadQuery>,
-) -> Result<(HeaderMap, Body), Failure> {
-    let offset = query.offset.unwrap_or(0);
-    let file = app
-        .engine
-        .read_file(&who, &id, &query.path, offset, query.length)
-        .await?;
-    let FileBytes { info, mut bytes } = file;
-    let mut head = BytesMut::new();
-    let mut whole = false;
-    while head.len() < PEEK_BYTES && !whole {
-        match bytes.try_next().await? {
-            Some(chunk) => head.extend_from_slice(&chunk),
-            None => whole = true,
-        }
-    }
-    let rest = info
-        .size_bytes
-        .saturating_sub(offset)
-        .min(query.length.unwrap_or(u64::MAX));
-    let size = match whole {
-        true => Some(head.len() as u64),
-        false if info.kind == FileKind::File && rest >= head.len() as u64 => Some(rest),
-        false => None,
-    };
-    let bytes = stream::iter([Ok(head.freeze())])
-        .chain(bytes.map_err(io::Error::other))
-        .boxed();
-    let mut headers = HeaderMap::new();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/octet-stream"),
-    );
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
-    let mode = format!("{:04o}", info.mode & MAX_MODE);
-    headers.insert("x-hutch-mode", HeaderValue::try_from(mode).expect("digits"));
-    let body = match size {
-        Some(size) => {
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size));
-            Body::from_stream(exactly(size, bytes))
-        }
-        None => Body::from_stream(bytes),
-    };
-    Ok((headers, body))
-}
-
-/// The first `size` bytes; a stream that has fewer ends with an error, which ends the connection: the file shrank.
-fn exactly(
-    size: u64,
-    bytes: BoxStream<'static, io::Result<Bytes>>,
-) -> impl futures::Stream<Item = io::Result<Bytes>> {
-    stream::unfold(Some((size, bytes)), |state| async {
-        let (left, mut bytes) = state?;
-        if left == 0 {
-            return None;
-        }
-        match bytes.next().await {
-            Some(Ok(mut chunk)) => {
-                chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-                let left = left - chunk.len() as u64;
-                Some((Ok(chunk), Some((left, bytes))))
-            }
-            Some(Err(error)) => Some((Err(error), None)),
-            None => Some((Err(io::ErrorKind::UnexpectedEof.into()), None)),
-        }
-    })
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let (app, who, id) = (&app, &who, &id[..]);
+    Reading { app, who, id }.answer(&query, &headers).await
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -136,11 +96,14 @@ struct WriteQuery {
     owner: Option<String>,
     /// Make the directories that are missing.
     parents: Option<bool>,
+    /// Add to the file that is there. What has arrived is in it, also when the rest does not come; up to 256 KiB arrive
+    /// whole or not at all. Mode and owner are then for a file that is made by this.
+    append: Option<bool>,
 }
 
 /// Write a file
 ///
-/// It appears in its place when all of its bytes have arrived.
+/// It appears in its place when all of its bytes have arrived, and a file that it replaces is whole until then.
 #[utoipa::path(put, path = "/v1/machines/{id}/files", tag = "files",
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     params(("id" = String, Path, description = "Id or name."), WriteQuery),
@@ -150,8 +113,14 @@ async fn write(
     Caller(who): Caller,
     Path(id): Path<String>,
     Query(query): Query<WriteQuery>,
+    headers: HeaderMap,
     body: Raw,
 ) -> Result<axum::Json<Written>, Failure> {
+    if headers.contains_key(header::CONTENT_RANGE) {
+        return Err(Failure::invalid(
+            "a part of a file cannot be written: send all of it, or add to it with `append`",
+        ));
+    }
     let mode = query.mode.as_deref().map(octal).transpose()?;
     let make_parents = query.parents.unwrap_or(false);
     let WriteQuery { path, owner, .. } = query;
@@ -161,6 +130,7 @@ async fn write(
         owner,
         make_parents,
         size: body.size_bytes,
+        append: query.append.unwrap_or(false),
     };
     // To its end also without the client: then the body ends with an error, and the guest tidies up.
     let engine = app.engine.clone();
@@ -238,6 +208,11 @@ async fn stat(
 struct ListQuery {
     /// Path in the machine.
     path: String,
+    /// What is in the directories below too, each row with its `path`.
+    recursive: Option<bool>,
+    /// How many directories down: 1 is the directory alone, which is the default unless `recursive`.
+    #[param(minimum = 1)]
+    depth: Option<u32>,
     /// `next` of the page before.
     cursor: Option<String>,
     /// Rows in the page.
@@ -246,26 +221,70 @@ struct ListQuery {
 }
 
 /// List a directory
+///
+/// By name; with what is below it, each directory before what is in it. Links are not followed.
 #[utoipa::path(get, path = "/v1/machines/{id}/files/list", tag = "files",
     params(("id" = String, Path, description = "Id or name."), ListQuery),
-    responses((status = 200, description = "A page, by name.", body = Page<FileInfo>)))]
+    responses((status = 200, description = "A page. One of a directory with others may be short or empty and still have a next.",
+        body = Page<FileInfo>)))]
 async fn list(
     State(app): State<App>,
     Caller(who): Caller,
     Path(id): Path<String>,
     Query(query): Query<ListQuery>,
 ) -> Result<axum::Json<Page<FileInfo>>, Failure> {
-    let ListQuery {
-        path,
-        cursor,
-        limit,
-    } = query;
-    let limit = limit.unwrap_or(DEFAULT_LIMIT);
-    Ok(axum::Json(
-        app.engine
-            .list_files(&who, &id, &path, cursor.as_deref(), limit)
-            .await?,
-    ))
+    let depth = match (query.depth, query.recursive) {
+        (Some(0), _) => return Err(Failure::invalid("`depth` is at least 1")),
+        (None, Some(true)) => None,
+        (depth, _) => Some(depth.unwrap_or(1)),
+    };
+    let list = ListFiles {
+        path: query.path,
+        depth,
+        pattern: None,
+        cursor: query.cursor,
+        limit: query.limit.unwrap_or(DEFAULT_LIMIT),
+    };
+    Ok(axum::Json(app.engine.list_files(&who, &id, list).await?))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct GlobQuery {
+    /// Directory in the machine.
+    path: String,
+    /// Relative to it: `*`, `?` and `[a-z]` within a name, `**` for any number of directories. A name that begins with a
+    /// dot is matched by a dot alone.
+    pattern: String,
+    /// `next` of the page before.
+    cursor: Option<String>,
+    /// Rows in the page.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+}
+
+/// Find files by a pattern
+///
+/// Each directory before what is in it. Links are not followed.
+#[utoipa::path(get, path = "/v1/machines/{id}/files/glob", tag = "files",
+    params(("id" = String, Path, description = "Id or name."), GlobQuery),
+    responses((status = 200, description = "A page; it may be short or empty and still have a next.",
+        body = Page<FileInfo>)))]
+async fn glob(
+    State(app): State<App>,
+    Caller(who): Caller,
+    Path(id): Path<String>,
+    Query(query): Query<GlobQuery>,
+) -> Result<axum::Json<Page<FileInfo>>, Failure> {
+    let list = ListFiles {
+        path: query.path,
+        depth: None,
+        pattern: Some(query.pattern),
+        cursor: query.cursor,
+        limit: query.limit.unwrap_or(DEFAULT_LIMIT),
+    };
+    Ok(axum::Json(app.engine.list_files(&who, &id, list).await?))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -276,6 +295,9 @@ struct MkdirQuery {
     path: String,
     /// Make the directories above it too, and accept that it is there.
     parents: Option<bool>,
+    /// Permission bits of a new one, octal; 0755 when left out.
+    #[param(pattern = "^[0-7]{1,4}$")]
+    mode: Option<String>,
 }
 
 /// Make a directory
@@ -288,32 +310,117 @@ async fn mkdir(
     Path(id): Path<String>,
     Query(query): Query<MkdirQuery>,
 ) -> Result<StatusCode, Failure> {
+    let mode = query.mode.as_deref().map(octal).transpose()?;
+    let parents = query.parents.unwrap_or(false);
     app.engine
-        .make_dir(&who, &id, &query.path, query.parents.unwrap_or(false))
+        .make_dir(&who, &id, &query.path, mode, parents)
         .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct MoveQuery {
+    /// Path in the machine.
+    path: String,
+    /// Its new path.
+    to: String,
+    /// Whether a file that is there may be replaced; it may when left out.
+    replace: Option<bool>,
+}
+
+/// Move a file
+///
+/// In one step, and within one file system only.
+#[utoipa::path(post, path = "/v1/machines/{id}/files/move", tag = "files",
+    params(("id" = String, Path, description = "Id or name."), MoveQuery),
+    responses((status = 204, description = "It is there.")))]
+async fn rename(
+    State(app): State<App>,
+    Caller(who): Caller,
+    Path(id): Path<String>,
+    Query(query): Query<MoveQuery>,
+) -> Result<StatusCode, Failure> {
+    let replace = query.replace.unwrap_or(true);
+    app.engine
+        .move_file(&who, &id, &query.path, &query.to, replace)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ChmodQuery {
+    /// Path in the machine.
+    path: String,
+    /// Permission bits, octal.
+    #[param(pattern = "^[0-7]{1,4}$")]
+    mode: String,
+    /// All that is below a directory too.
+    recursive: Option<bool>,
+}
+
+/// Change the mode of a file
+///
+/// A link is followed, but none that is below the directory.
+#[utoipa::path(post, path = "/v1/machines/{id}/files/chmod", tag = "files",
+    params(("id" = String, Path, description = "Id or name."), ChmodQuery),
+    responses((status = 204, description = "It is changed.")))]
+async fn chmod(
+    State(app): State<App>,
+    Caller(who): Caller,
+    Path(id): Path<String>,
+    Query(query): Query<ChmodQuery>,
+) -> Result<StatusCode, Failure> {
+    let change = ChangeFile {
+        mode: Some(octal(&query.mode)?),
+        path: query.path,
+        owner: None,
+        recursive: query.recursive.unwrap_or(false),
+    };
+    app.engine.change_file(&who, &id, change).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ChownQuery {
+    /// Path in the machine.
+    path: String,
+    /// `user`, with its group, or `user:group`; names or numbers.
+    owner: String,
+    /// All that is below a directory too.
+    recursive: Option<bool>,
+}
+
+/// Change the owner of a file
+///
+/// A link is followed, but none that is below the directory: those change their own owner.
+#[utoipa::path(post, path = "/v1/machines/{id}/files/chown", tag = "files",
+    params(("id" = String, Path, description = "Id or name."), ChownQuery),
+    responses((status = 204, description = "It is changed.")))]
+async fn chown(
+    State(app): State<App>,
+    Caller(who): Caller,
+    Path(id): Path<String>,
+    Query(query): Query<ChownQuery>,
+) -> Result<StatusCode, Failure> {
+    let change = ChangeFile {
+        path: query.path,
+        mode: None,
+        owner: Some(query.owner),
+        recursive: query.recursive.unwrap_or(false),
+    };
+    app.engine.change_file(&who, &id, change).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn sent(size: u64, chunks: &'static [&'static [u8]]) -> Result<Vec<u8>, io::ErrorKind> {
-        let chunks = stream::iter(chunks.iter().map(|chunk| Ok(Bytes::from_static(chunk)))).boxed();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        let all: io::Result<Vec<Bytes>> = runtime.block_on(exactly(size, chunks).try_collect());
-        all.map(|all| all.concat()).map_err(|error| error.kind())
-    }
-
-    #[test]
-    fn a_file_that_grows_or_shrinks_while_it_is_read_never_has_another_length_than_announced() {
-        assert_eq!(sent(5, &[b"abc", b"de"]).unwrap(), b"abcde");
-        assert_eq!(sent(4, &[b"abc", b"de"]).unwrap(), b"abcd");
-        assert_eq!(sent(0, &[b"abc"]).unwrap(), b"");
-        assert_eq!(sent(6, &[b"abc", b"de"]), Err(io::ErrorKind::UnexpectedEof));
-    }
 
     #[test]
     fn a_mode_is_octal_and_nothing_else() {

@@ -145,7 +145,10 @@ impl Bench {
                 {
                     let name = parameter["name"].as_str().unwrap();
                     let value = match name {
-                        "path" => "/tmp/x",
+                        "path" | "to" => "/tmp/x",
+                        "mode" => "0644",
+                        "owner" => "root",
+                        "pattern" => "*",
                         "status" => "running",
                         "name" => "x",
                         "format" => "tar",

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod connections;
+mod files;
 mod lifecycle;
 mod machines;
 
