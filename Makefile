@@ -25,8 +25,9 @@ test-lab: rust ## Run the tests of real guests where KVM is real: in an emulated
 check: rust ## Format, lints, dependencies, house rules
 	cargo xtask check
 
-bench: rust ## Measure boots, exec, memory, networks of machines and the ways into them
+bench: rust ## Measure boots, exec, memory, snapshots, networks of machines and the ways into them
 	cargo xtask bench boot
+	cargo xtask bench snapshot
 	cargo xtask bench net
 
 fmt: rust ## Format the sources

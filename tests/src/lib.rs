@@ -8,6 +8,7 @@
     reason = "a harness fails by panicking, as the tests do"
 )]
 
+pub mod bare;
 mod docker;
 mod host;
 mod lab;

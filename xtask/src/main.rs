@@ -88,6 +88,18 @@ enum Bench {
         #[arg(long)]
         debug: bool,
     },
+    /// Warm starts against the same VMM restored bare, snapshots, forks, many machines
+    Snapshot {
+        /// How many times each, in turn
+        #[arg(short, default_value_t = 10)]
+        n: u32,
+        /// Machines that run at once in the end; 0: that is left out
+        #[arg(long, default_value_t = 100)]
+        machines: u32,
+        /// Measure the debug build
+        #[arg(long)]
+        debug: bool,
+    },
     /// Networks of machines, the gateway against Caddy, many connections, floods; takes root
     Net {
         /// Which of them; by default all
@@ -110,6 +122,9 @@ fn main() -> ExitCode {
         Task::Bench {
             what: Bench::Boot { n, machines, debug },
         } => tests::bench_boot(n, machines, !debug),
+        Task::Bench {
+            what: Bench::Snapshot { n, machines, debug },
+        } => tests::bench_snapshot(n, machines, !debug),
         Task::Bench {
             what: Bench::Net { parts, debug },
         } => tests::bench_net(&parts, !debug),

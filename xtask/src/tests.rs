@@ -84,6 +84,15 @@ pub fn bench_boot(n: u32, machines: u32, release: bool) -> Result {
     )
 }
 
+/// Measures warm starts, snapshots, forks, and how many machines there can be.
+pub fn bench_snapshot(n: u32, machines: u32, release: bool) -> Result {
+    bench(
+        "bench-snapshot",
+        &[n.to_string(), machines.to_string()],
+        release,
+    )
+}
+
 /// Measures networks of machines, and the ways into them.
 pub fn bench_net(parts: &[String], release: bool) -> Result {
     bench("bench-net", parts, release)

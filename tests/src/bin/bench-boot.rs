@@ -15,9 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-use hutch_contract::exec::Exec;
-use hutch_guest::session::{Configure, Output, Session, StartProcess};
+use hutch_guest::session::Session;
+use hutch_tests::bare::{API, BOOT_ID, command, copy, first_exec, median, ms, with_paths};
 use hutch_tests::{Lab, Runtime, lab, resident_kib};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,15 +30,11 @@ const OPEN: usize = 4;
 const BESIDE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 const AGAIN: Duration = Duration::from_millis(5);
 const EXECS: usize = 200;
-/// The first command.
-const BOOT_ID: [&str; 2] = ["cat", "/proc/sys/kernel/random/boot_id"];
 /// The root disk, of a machine and of an image.
 const DISK: &str = "disk.raw";
 /// The way to the agent, below a machine's directory: of QEMU, and of those with vsock.
 const AGENT: &str = "run/agent.sock";
 const VSOCK: &str = "run/vmm/vsock.sock";
-/// Cloud Hypervisor's API, which it makes itself here.
-const API: &str = "run/api.sock";
 /// What VMMs make and leave.
 const SOCKETS: [&str; 4] = [AGENT, VSOCK, API, "run/vmm/api.sock"];
 
@@ -230,7 +225,7 @@ impl Bare {
             .await
             .unwrap();
         let first = start.elapsed();
-        let boot_id = exec(&session).await;
+        let boot_id = first_exec(&session).await;
         let took = start.elapsed();
         assert_eq!(boot_id, session.hello().boot_id);
         vmm.kill().await.unwrap();
@@ -289,92 +284,10 @@ impl Bare {
     }
 }
 
-/// The first command, as the server runs it: a guest runs none before it knows what it is.
-async fn exec(session: &Session) -> String {
-    let identity = Configure {
-        machine_id: "bare".to_owned(),
-        boot_nonce: [1; 16],
-        entropy: vec![1; 64],
-        grow_root: true,
-        ..Configure::default()
-    };
-    session.configure(&identity).await.unwrap();
-    let process = StartProcess {
-        process_id: "first".to_owned(),
-        argv: BOOT_ID.map(str::to_owned).to_vec(),
-        ..StartProcess::default()
-    };
-    session.start(&process).await.unwrap();
-    let mut output = session.attach("first", 0, true).await.unwrap();
-    let mut stdout = Vec::new();
-    while let Some(part) = output.next().await {
-        match part.unwrap() {
-            Output::Chunk(chunk) => stdout.extend_from_slice(&chunk.data),
-            Output::Dropped(_) => {}
-            Output::Exit(_) => break,
-        }
-    }
-    String::from_utf8(stdout).unwrap().trim().to_owned()
-}
-
-async fn copy(from: &Path, to: &Path) {
-    let mut copy = Command::new("cp");
-    copy.arg("--sparse=always").args([from, to]);
-    assert!(copy.status().await.unwrap().success(), "{from:?}");
-}
-
 /// The agent's port, if it listens. See `crates/runtime/src/vsock.rs`.
 async fn through_vsock(socket: PathBuf) -> Option<UnixStream> {
     let mut stream = UnixStream::connect(&socket).await.ok()?;
     stream.write_all(b"CONNECT 1003\n").await.ok()?;
     while stream.read_u8().await.ok()? != b'\n' {}
     Some(stream)
-}
-
-/// The VMM's arguments with paths where the shim gives it descriptors.
-fn with_paths(launch: &Value) -> Vec<String> {
-    let mut argv: Vec<String> = serde_json::from_value(launch["argv"].clone()).unwrap();
-    let sockets = launch["listen"].as_array().unwrap();
-    for argument in &mut argv {
-        for socket in sockets {
-            let (fd, path) = (
-                format!("fd={},", socket["fd"]),
-                socket["path"].as_str().unwrap(),
-            );
-            *argument = argument.replace(&fd, &format!("path={path},"));
-        }
-        // Cloud Hypervisor's API and events, as whole arguments.
-        if argument.starts_with("fd=") {
-            *argument = format!(
-                "path={}",
-                if argument == "fd=3" { API } else { "/dev/null" }
-            );
-        }
-        if let Some(fd) = launch["monitor"]["fd"].as_i64()
-            && argument.ends_with(&format!("fd={fd}"))
-        {
-            *argument = "null,id=events".to_owned();
-        }
-    }
-    argv
-}
-
-fn command(words: &[&str]) -> Exec {
-    Exec {
-        command: words.iter().map(|word| (*word).to_owned()).collect(),
-        env: Default::default(),
-        cwd: None,
-        user: None,
-        stdin_base64: None,
-        timeout_ms: Some(60_000),
-    }
-}
-
-fn median(times: &mut [Duration]) -> Duration {
-    times.sort();
-    times[times.len() / 2]
-}
-
-fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
 }
