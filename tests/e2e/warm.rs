@@ -15,16 +15,6 @@ async fn machines_start_warm_with_qemu() {
     warm(lab!(Runtime::Qemu)).await;
 }
 
-#[tokio::test]
-async fn machines_start_warm_with_firecracker() {
-    warm(lab!(Runtime::Firecracker)).await;
-}
-
-#[tokio::test]
-async fn machines_start_warm_with_cloud_hypervisor() {
-    warm(lab!(Runtime::CloudHypervisor)).await;
-}
-
 async fn create(lab: &Lab, name: &str, cold: bool) -> Machine {
     let request = CreateMachine {
         cold,

@@ -1,10 +1,11 @@
-//! The API client: one method per route of [`routes`], typed errors, byte streams of any size.
+//! The API client: one method per route of [`routes`] and its neighbours, typed errors, byte streams of any size.
 //!
 //! It keeps no state but its connections, retries nothing and reads no environment: whoever makes it says where the
 //! server is and with which key.
 
 mod error;
 mod files;
+mod processes;
 mod routes;
 mod snapshots;
 mod sse;
@@ -17,13 +18,14 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
-use reqwest::{Method, RequestBuilder, Response, Url};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
 use crate::error::ErrorBody;
 
 pub use error::Error;
 pub use files::Upload;
+pub use processes::{AttachEvent, AttachInput, AttachOutput};
 pub use routes::Until;
 
 /// How long a connection may take to come about.
@@ -189,7 +191,7 @@ impl Client {
             .await
             .map_err(|source| Error::sending(&self.target, source))?;
         let status = response.status();
-        if status.is_success() {
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
         let body = read(response).await?;

@@ -16,6 +16,7 @@ pub mod network;
 pub mod node;
 pub mod operation;
 pub mod page;
+pub mod process;
 pub mod record;
 pub mod snapshot;
 

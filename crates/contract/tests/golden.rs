@@ -19,6 +19,10 @@ use hutch_contract::machine::{CreateMachine, Exit, Isolation, Machine, Status, T
 use hutch_contract::network::{Egress, MachineNetwork, NetworkMode, NetworkPolicy};
 use hutch_contract::node::Capabilities;
 use hutch_contract::operation::{Operation, OperationState, Progress};
+use hutch_contract::process::{
+    AttachError, ClientMessage, Process, Processes, PtySize, SendSignal, ServerMessage, Signal,
+    StartProcess,
+};
 use hutch_contract::record::{
     FORMAT, Fit, ImageRecord, KeyRecord, MachineRecord, Observed, OperationRecord, SnapshotFile,
     SnapshotRecord, Wanted, Work,
@@ -490,6 +494,66 @@ fn images_and_operations() {
             created_at_ms: 1_763_779_200_000,
             version: 3,
         },
+    );
+}
+
+#[test]
+fn processes() {
+    let size = PtySize { rows: 24, cols: 80 };
+    check(
+        "start-process.json",
+        &StartProcess {
+            command: vec!["sh".into(), "-l".into()],
+            env: [("A".to_owned(), "b".to_owned())].into(),
+            cwd: Some("/tmp".into()),
+            user: Some("nobody".into()),
+            stdin: true,
+            pty: Some(size),
+            timeout_ms: Some(1000),
+        },
+    );
+    let exit = ExecExit {
+        exit_code: 143,
+        signal: Some(15),
+        timed_out: false,
+    };
+    check(
+        "processes.json",
+        &Processes {
+            items: vec![Process {
+                id: id("prc"),
+                pid: 77,
+                command: vec!["sh".into()],
+                started_at_ms: 1_763_779_200_000,
+                pty: true,
+                exit: Some(exit.clone()),
+            }],
+        },
+    );
+    let signals = [Signal::Name("TERM".into()), Signal::Number(15)];
+    let signals = signals.map(|signal| SendSignal { signal, all: true });
+    check("send-signal.json", &signals.to_vec());
+    let why = AttachError {
+        code: "stopping".into(),
+        message: "the server is stopping".into(),
+        hint: Some("ask again".into()),
+    };
+    check(
+        "attach-server.json",
+        &vec![
+            ServerMessage::Exit(exit),
+            ServerMessage::Dropped(4),
+            ServerMessage::Refused(why.clone()),
+            ServerMessage::Error(why),
+        ],
+    );
+    check(
+        "attach-client.json",
+        &vec![
+            ClientMessage::Resize(size),
+            ClientMessage::Signal(Signal::Name("INT".into())),
+            ClientMessage::Eof(true),
+        ],
     );
 }
 

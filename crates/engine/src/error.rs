@@ -12,7 +12,7 @@ pub enum Error {
     /// No machine, image or operation of that name, or not this owner's.
     #[error("{what} `{reference}` not found")]
     NotFound {
-        /// `machine`, `image`, `operation`, `snapshot`.
+        /// `machine`, `image`, `operation`, `snapshot`, `process`.
         what: &'static str,
         /// What was asked for, cut to 64 characters.
         reference: String,
@@ -473,6 +473,9 @@ impl Error {
             Error::NotFound {
                 what: "snapshot", ..
             } => "snapshot_not_found",
+            Error::NotFound {
+                what: "process", ..
+            } => "process_not_found",
             Error::NotFound { .. } => "not_found",
             Error::NameTaken { .. } => "name_taken",
             Error::Invalid { .. } => "invalid",
@@ -541,6 +544,9 @@ impl Error {
             Error::NotFound {
                 what: "snapshot", ..
             } => "`hutch snapshot ls` shows the snapshots",
+            Error::NotFound {
+                what: "process", ..
+            } => "`hutch ps` shows the processes of a machine",
             Error::MachineBusy { .. } => "wait until that is done, and ask again",
             Error::SnapshotBusy { .. } => {
                 "a machine is being made from it or restored to it: wait for that"

@@ -2,6 +2,7 @@
 //! together. A handler parses, calls the engine and forms the answer; it decides nothing.
 
 mod around;
+mod attach;
 mod caddy;
 mod document;
 mod error;
@@ -13,6 +14,7 @@ mod machines;
 mod meta;
 mod operations;
 mod ports;
+mod processes;
 mod runtimes;
 mod snapshots;
 mod tokens;
@@ -98,6 +100,7 @@ fn keyed() -> OpenApiRouter<App> {
         .merge(ports::routes())
         .merge(tokens::routes())
         .merge(exec::routes())
+        .merge(processes::routes())
         .merge(files::routes())
         .merge(images::routes())
         .merge(operations::routes())

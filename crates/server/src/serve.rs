@@ -4,7 +4,6 @@
 //! directory, so a second server on it ends here, before it could take the first one's socket away.
 
 use std::fs;
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -27,6 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tower::ServiceExt;
 use tracing::{debug, error, info, warn};
 
@@ -233,6 +233,12 @@ fn listen_on_socket(path: &Path) -> Result<UnixListener, Error> {
     Ok(listener)
 }
 
+/// The place of a connection, kept by whoever goes on with it: it counts, and the server's end waits for it.
+#[derive(Clone)]
+pub(crate) struct Place(
+    #[expect(dead_code, reason = "it is held")] Arc<(OwnedSemaphorePermit, TaskTrackerToken)>,
+);
+
 /// What all connections share.
 struct Serving {
     router: Router,
@@ -291,9 +297,12 @@ impl Serving {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let router = self.router.clone();
+        let place = Place(Arc::new((place, self.connections.token())));
+        let shared = place.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(shared.clone());
             Box::pin(router.clone().oneshot(request))
         });
         let mut connection = http1::Builder::new()
@@ -301,16 +310,17 @@ impl Serving {
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_DEADLINE)
             .max_buf_size(MAX_HEAD_BYTES)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
         let (closing, cut) = (self.closing.clone(), self.cut.clone());
         self.connections.spawn(async move {
             let _place = place;
             let served = tokio::select! {
-                served = poll_fn(|cx| connection.poll_without_shutdown(cx)) => served,
+                served = &mut connection => served,
                 () = closing.cancelled() => {
                     std::pin::Pin::new(&mut connection).graceful_shutdown();
                     tokio::select! {
-                        served = poll_fn(|cx| connection.poll_without_shutdown(cx)) => served,
+                        served = &mut connection => served,
                         () = cut.cancelled() => return,
                     }
                 }
@@ -318,7 +328,11 @@ impl Serving {
             if let Err(error) = served {
                 debug!(%error, "a connection ended early");
             }
-            let stream = connection.into_parts().io.into_inner();
+            // One that became a WebSocket is no longer ours.
+            let Some(parts) = connection.into_parts() else {
+                return;
+            };
+            let stream = parts.io.into_inner();
             tokio::select! {
                 _ = timeout(LINGER, linger(stream)) => {}
                 () = closing.cancelled() => {}

@@ -18,6 +18,7 @@ use utoipa::openapi::{ContentBuilder, OpenApi, Ref};
         (name = "snapshots", description = "Machines as they were at a moment: kept, restored, and copied."),
         (name = "ports", description = "How machines are reached from outside: ports of the host, and URLs."),
         (name = "exec", description = "Commands in machines."),
+        (name = "processes", description = "Commands that go on by themselves: shells, servers. `{process}` is the id given at their start."),
         (name = "files", description = "Files in machines: raw bytes of any size."),
         (name = "images", description = "What machines are made from."),
         (name = "operations", description = "What takes long, and how far it is."),

@@ -42,11 +42,16 @@ async fn exec(
     if !wants_events(&headers) {
         return Ok(axum::Json(app.engine.exec_blocking(&who, &id, command).await?).into_response());
     }
-    let events = events(app.engine.exec(&who, &id, command).await?);
-    let events = events.map(|event| Event::default().json_data(event).map_err(axum::Error::new));
-    Ok(Sse::new(events)
+    Ok(sse(app.engine.exec(&who, &id, command).await?))
+}
+
+/// What a command writes, as server-sent events.
+pub(super) fn sse(execution: Execution) -> Response {
+    let events =
+        events(execution).map(|event| Event::default().json_data(event).map_err(axum::Error::new));
+    Sse::new(events)
         .keep_alive(KeepAlive::new().interval(SIGN_OF_LIFE))
-        .into_response())
+        .into_response()
 }
 
 fn wants_events(headers: &HeaderMap) -> bool {

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
-use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::extract::{FromRequest, FromRequestParts, Request, WebSocketUpgrade};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::App;
 use super::error::Failure;
+use crate::serve::Place;
 
 /// The largest JSON body.
 const MAX_JSON_BYTES: usize = 1024 * 1024;
@@ -67,6 +68,25 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
                 .map_or_else(|| refusal.body_text(), ToString::to_string);
             Failure::invalid(format!("the query is wrong: {why}"))
         })
+    }
+}
+
+/// A request to become a WebSocket, and the place that its connection has.
+pub(super) struct Upgrade(pub WebSocketUpgrade, pub Option<Place>);
+
+impl FromRequestParts<App> for Upgrade {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Failure> {
+        let place = parts.extensions.get::<Place>().cloned();
+        match WebSocketUpgrade::from_request_parts(parts, app).await {
+            Ok(upgrade) => Ok(Upgrade(upgrade, place)),
+            Err(_) => {
+                let message = "this route is a WebSocket: ask for the upgrade to one, version 13";
+                let status = StatusCode::UPGRADE_REQUIRED;
+                Err(Failure::with_status(status, "no_websocket", message))
+            }
+        }
     }
 }
 

@@ -179,7 +179,11 @@ impl Bench {
                             Some("#/components/schemas/SnapshotImage") => {
                                 r#"{"name":"no-such-thing"}"#
                             }
-                            Some("#/components/schemas/Exec") => r#"{"command":["true"]}"#,
+                            Some(
+                                "#/components/schemas/Exec" | "#/components/schemas/StartProcess",
+                            ) => r#"{"command":["true"]}"#,
+                            Some("#/components/schemas/SendSignal") => r#"{"signal":"TERM"}"#,
+                            Some("#/components/schemas/PtySize") => r#"{"rows":24,"cols":80}"#,
                             Some("#/components/schemas/BootstrapImage") => {
                                 r#"{"distribution":"no-such-thing"}"#
                             }

@@ -88,7 +88,7 @@ pub fn spec(name: &str) -> CreateMachine {
     .unwrap()
 }
 
-fn command(script: &str) -> Exec {
+pub fn command(script: &str) -> Exec {
     serde_json::from_value(serde_json::json!({ "command": ["sh", "-c", script] })).unwrap()
 }
 

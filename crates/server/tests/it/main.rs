@@ -7,6 +7,7 @@ mod connections;
 mod files;
 mod lifecycle;
 mod machines;
+mod processes;
 
 use std::path::{Path, PathBuf};
 
@@ -121,4 +122,18 @@ fn by_tcp(running: &Running) -> Client {
 
 fn by_socket(socket: &Path) -> Client {
     Client::new(Target::Unix(socket.to_owned())).unwrap()
+}
+
+/// What a request with a key is answered with, as text.
+async fn plain_get(running: &Running, key: &str, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(running.addr())
+        .await
+        .unwrap();
+    let request =
+        format!("GET {path} HTTP/1.1\r\nhost: x\r\nx-api-key: {key}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
