@@ -53,7 +53,7 @@ impl Engine {
     /// # Errors
     /// [`Error::NotFound`]; that the machine does not run; what its guest says.
     pub async fn processes(&self, who: &Principal, reference: &str) -> Result<Vec<Process>, Error> {
-        access::check(who, Access::Write)?;
+        access::check(who, Access::Read)?;
         let machine = self.find_machine(who, reference)?;
         let session = ready(&machine, "list processes").await?;
         session.processes().await?.into_iter().map(row).collect()
@@ -86,7 +86,7 @@ impl Engine {
         process: &str,
         limit: Duration,
     ) -> Result<ExecExit, Error> {
-        access::check(who, Access::Write)?;
+        access::check(who, Access::Read)?;
         let id = named(process)?;
         let machine = self.find_machine(who, reference)?;
         let until = Instant::now() + limit;
@@ -189,7 +189,7 @@ impl Engine {
         process: &str,
         from: u64,
     ) -> Result<BoxStream<'static, Result<ExecOutput, Error>>, Error> {
-        access::check(who, Access::Write)?;
+        access::check(who, Access::Read)?;
         let id = named(process)?;
         let machine = self.find_machine(who, reference)?;
         let session = ready(&machine, "run commands").await?;
