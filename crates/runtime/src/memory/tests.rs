@@ -1,3 +1,5 @@
+//! Pages of a process like any other, saved and brought up to date.
+
 use std::io::Write;
 use std::sync::atomic::AtomicBool;
 
